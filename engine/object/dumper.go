@@ -1,0 +1,261 @@
+package object
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/stream"
+)
+
+// Dumper is what a dump offers to the kinds. It is used by one goroutine.
+type Dumper struct {
+	View      kernelview.View
+	Arch      *arch.Arch
+	Kinds     []FileKind // THE table of kinds of open files, in order of their claims
+	Root      *Process
+	Processes []*Process // the root first, parents before children
+	External  []string   // names that the user declared external (--external)
+	Warn      func(format string, args ...any)
+
+	records  []record
+	links    []record
+	bulk     []Bulk
+	refusals Refusals
+	nextRef  uint32
+	once     map[any]stream.Ref
+}
+
+// A Bulk is the contents of one object, written after all metadata.
+type Bulk struct {
+	Of    stream.Ref // the object whose contents these are
+	Write func(w *stream.Writer) error
+}
+
+type record struct {
+	typ   stream.Type
+	ref   uint32
+	state any
+}
+
+// Add remembers an object's record and returns the reference to it. Objects are written in the order of Add, so
+// whatever state refers to must have been added before it.
+func (d *Dumper) Add(t stream.Type, state any) stream.Ref {
+	d.nextRef++
+	d.records = append(d.records, record{t, d.nextRef, state})
+	return stream.Ref{ID: d.nextRef, Class: t.Class()}
+}
+
+// AddPlain remembers a record that nothing refers to.
+func (d *Dumper) AddPlain(t stream.Type, state any) {
+	d.records = append(d.records, record{t, 0, state})
+}
+
+// AddLink remembers a record that is written behind all objects, so that it may refer to any of them.
+func (d *Dumper) AddLink(t stream.Type, state any) {
+	d.links = append(d.links, record{t, 0, state})
+}
+
+// AddBulk remembers contents that are written behind all records.
+func (d *Dumper) AddBulk(of stream.Ref, write func(w *stream.Writer) error) {
+	d.bulk = append(d.bulk, Bulk{of, write})
+}
+
+// Once returns the reference made by the first call with the same key; make runs only that first time. Keys are
+// comparable values of a type private to the family, so that two families cannot collide.
+func (d *Dumper) Once(key any, make func() (stream.Ref, error)) (stream.Ref, error) {
+	if ref, ok := d.once[key]; ok {
+		return ref, nil
+	}
+	ref, err := make()
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	if d.once == nil {
+		d.once = map[any]stream.Ref{}
+	}
+	d.once[key] = ref
+	return ref, nil
+}
+
+// Refuse remembers that the tree cannot be dumped because of err. The dump goes on looking, so that the user hears
+// of everything at once, and stops before anything is written.
+func (d *Dumper) Refuse(err error) {
+	if err != nil {
+		d.refusals = append(d.refusals, err)
+	}
+}
+
+// Refusals returns what was refused so far, nil when nothing was.
+func (d *Dumper) Refusals() error {
+	if len(d.refusals) == 0 {
+		return nil
+	}
+	return d.refusals
+}
+
+// WriteRecords writes all remembered records, in order.
+func (d *Dumper) WriteRecords(w *stream.Writer) error {
+	for _, list := range [][]record{d.records, d.links} {
+		for i := range list {
+			r := &list[i]
+			if err := w.Put(r.typ, r.ref, r.state, nil); err != nil {
+				return fmt.Errorf("writing %s record: %w", r.typ, err)
+			}
+			r.state = nil
+		}
+	}
+	return nil
+}
+
+// WriteBulk writes all remembered contents, in order.
+func (d *Dumper) WriteBulk(w *stream.Writer) error {
+	for _, b := range d.bulk {
+		if err := b.Write(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// OpenFile is an open file description of the tree, whether a descriptor, a mapping or an executable holds it.
+type OpenFile struct {
+	Process *Process // where it was first met
+	FD      int      // its number there; -1 when only a mapping or the executable holds it
+	Path    string   // /proc/PID/fd/N or /proc/PID/map_files/... : where the caller can look at it
+	Link    string   // what that link says
+	Stat    unix.Stat_t
+	View    kernelview.File
+	dup     *sys.FD
+	fdinfo  *procfs.Fdinfo
+}
+
+type fileKey struct{ id kernelview.ID }
+
+// Descriptor returns a descriptor of the caller's own for the same open file description (pidfd_getfd(2)): position
+// and flags are shared with the target, so neither may be changed. For a file that only a mapping holds it is an
+// O_PATH one. It is closed by the dump.
+func (f *OpenFile) Descriptor() (int, error) {
+	if f.dup != nil {
+		return f.dup.Int(), nil
+	}
+	if f.FD < 0 {
+		fd, err := unix.Open(f.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, f.Error(fmt.Errorf("opening %s: %w", f.Path, err))
+		}
+		f.dup = sys.NewFD(fd)
+		return fd, nil
+	}
+	pidfd, err := sys.PidfdOpen(f.Process.Leader().TID, unix.PIDFD_THREAD)
+	if err != nil {
+		return -1, f.Error(fmt.Errorf("opening pidfd: %w", err))
+	}
+	defer pidfd.Close()
+	dup, err := sys.PidfdGetfd(pidfd, f.FD)
+	if err != nil {
+		return -1, f.Error(fmt.Errorf("duplicating descriptor: %w", err))
+	}
+	f.dup = dup
+	return dup.Int(), nil
+}
+
+// Fdinfo returns what /proc/PID/fdinfo/N says (proc_pid_fdinfo(5)).
+func (f *OpenFile) Fdinfo() (*procfs.Fdinfo, error) {
+	if f.fdinfo == nil {
+		if f.FD < 0 {
+			return nil, f.Error(errors.New("internal error: fdinfo of a file that no descriptor holds"))
+		}
+		info, err := procfs.ReadFdinfo(f.Process.Leader().TID, f.FD)
+		if err != nil {
+			return nil, f.Error(err)
+		}
+		f.fdinfo = info
+	}
+	return f.fdinfo, nil
+}
+
+// Error wraps err with the process and descriptor that it is about.
+func (f *OpenFile) Error(err error) error {
+	return &Error{PID: f.Process.PID, Comm: f.Process.Comm(), FD: f.FD, What: f.Link, Err: err}
+}
+
+// Close gives back what Descriptor took.
+func (f *OpenFile) Close() {
+	if f.dup != nil {
+		_ = f.dup.Close() // a duplicate only: nothing can be lost by its close
+		f.dup = nil
+	}
+}
+
+// File returns the reference to an open file description, dumping it through the kind that claims it when it is met
+// for the first time. A file that no kind claims is refused by name, and the zero Ref is returned.
+func (d *Dumper) File(f *OpenFile) (stream.Ref, error) {
+	return d.Once(fileKey{f.View.ID}, func() (stream.Ref, error) {
+		defer f.Close()
+		for i := range d.Kinds {
+			k := &d.Kinds[i]
+			if !k.claims(d, f) {
+				continue
+			}
+			ref, err := k.dump(d, f)
+			if err != nil {
+				d.Refuse(f.wrap(err))
+			}
+			return ref, nil
+		}
+		d.Refuse(f.Error(&Unsupported{What: describe(f) + " cannot be checkpointed"}))
+		return stream.Ref{}, nil
+	})
+}
+
+func (f *OpenFile) wrap(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return f.Error(err)
+}
+
+// describe names a file that no kind claims.
+func describe(f *OpenFile) string {
+	switch f.Stat.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		return fmt.Sprintf("character device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev)))
+	case unix.S_IFBLK:
+		return fmt.Sprintf("block device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev)))
+	case unix.S_IFSOCK:
+		return "a socket"
+	}
+	return "a file of this kind"
+}
+
+// Meet fills in an OpenFile for descriptor fd of p, whose kernel view is v.
+func Meet(p *Process, fd int, v kernelview.File) (*OpenFile, error) {
+	return meet(p, fd, fmt.Sprintf("/proc/%d/fd/%d", p.Leader().TID, fd), v)
+}
+
+// MeetMapped fills in an OpenFile that a mapping or the executable of p holds; path is the /proc link to it.
+func MeetMapped(p *Process, path string, v kernelview.File) (*OpenFile, error) {
+	return meet(p, -1, path, v)
+}
+
+func meet(p *Process, fd int, path string, v kernelview.File) (*OpenFile, error) {
+	f := &OpenFile{Process: p, FD: fd, Path: path, View: v}
+	link, err := os.Readlink(path)
+	if err != nil {
+		return nil, f.Error(err)
+	}
+	f.Link = link
+	// Following the link does not open the file, so a lease on it is not broken (design.md section 7).
+	if err := unix.Stat(path, &f.Stat); err != nil {
+		return nil, f.Error(fmt.Errorf("looking at %s: %w", path, err))
+	}
+	return f, nil
+}

@@ -1,0 +1,76 @@
+package object
+
+import (
+	"crpipe/stream"
+)
+
+// FileKind is one kind of open file: what claims a file for it, and how its state is dumped and restored.
+type FileKind struct {
+	Type stream.Type // class "file"
+
+	claims  func(d *Dumper, f *OpenFile) bool
+	dump    func(d *Dumper, f *OpenFile) (stream.Ref, error)
+	decode  func(r *stream.Record) (any, error)
+	restore func(r *Restorer, ref stream.Ref, state any) (int, error)
+}
+
+// NewFileKind ties the two halves of a kind together by their state S, the schema of the kind's record.
+//
+// claims looks at a file and says whether it is of this kind; it must not fail. dump returns the file's state, having
+// added (Dumper.Add) whatever the state refers to; it refuses by returning an error. restore makes the open file
+// description and returns a descriptor of it, which the Restorer then owns.
+func NewFileKind[S any](t stream.Type, claims func(*Dumper, *OpenFile) bool,
+	dump func(*Dumper, *OpenFile) (*S, error), restore func(*Restorer, stream.Ref, *S) (int, error)) FileKind {
+	return FileKind{
+		Type:   t,
+		claims: claims,
+		dump: func(d *Dumper, f *OpenFile) (stream.Ref, error) {
+			s, err := dump(d, f)
+			if err != nil {
+				return stream.Ref{}, err
+			}
+			return d.Add(t, s), nil
+		},
+		decode: decodeInto[S],
+		restore: func(r *Restorer, ref stream.Ref, state any) (int, error) {
+			return restore(r, ref, state.(*S))
+		},
+	}
+}
+
+func decodeInto[S any](r *stream.Record) (any, error) {
+	s := new(S)
+	if err := r.Decode(s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Kind is any other kind of record with an objref of its own or none: its schema and, where making it needs nothing
+// but the caller, its restore.
+type Kind struct {
+	Type    stream.Type
+	decode  func(r *stream.Record) (any, error)
+	restore func(r *Restorer, ref stream.Ref, state any) error
+}
+
+// NewKind makes a Kind of schema S. restore may be nil when the engine itself acts on the record (processes, threads,
+// address spaces). It runs in stream order before any task exists, so whatever it refers to has been restored.
+func NewKind[S any](t stream.Type, restore func(*Restorer, stream.Ref, *S) error) Kind {
+	k := Kind{Type: t, decode: decodeInto[S]}
+	if restore != nil {
+		k.restore = func(r *Restorer, ref stream.Ref, state any) error { return restore(r, ref, state.(*S)) }
+	}
+	return k
+}
+
+// AsKind returns the part of a file kind that reading a plan needs.
+func (k *FileKind) AsKind() Kind {
+	return Kind{Type: k.Type, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
+		fd, err := k.restore(r, ref, state)
+		if err != nil {
+			return err
+		}
+		return r.addFile(ref, fd)
+	}}
+}

@@ -1,0 +1,52 @@
+package object
+
+import (
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/stream"
+)
+
+// Process is a thread group of the tree that is being dumped.
+type Process struct {
+	PID     int // in the caller's pid namespace
+	ID      int // in the pid namespace of the tree's root: the number that goes into the image
+	Zombie  bool
+	Stat    *procfs.Stat   // of the thread group
+	Status  *procfs.Status // of the leader
+	Parent  *Process       // nil for the root of the tree
+	Threads []*Thread      // live threads, the leader first unless it is dead
+	View    *kernelview.Process
+	Job     JobState
+
+	// What the families found; zero until they ran.
+	MM, Files, FS, Sighand stream.Ref
+}
+
+// JobState is what job control had done to a process before the freeze (signal numbers; zero: nothing).
+type JobState struct {
+	StopSignal int32 // the process is stopped by this signal
+	Unwaited   bool  // and its parent has not been told by wait yet
+}
+
+// Thread is one task of a Process, held in ptrace-stop.
+type Thread struct {
+	Process *Process
+	TID     int // in the caller's pid namespace
+	ID      int // in the pid namespace of the tree's root
+	Status  *procfs.Status
+	Stat    *procfs.Stat
+	View    *kernelview.Thread
+	Regs    []byte // NT_PRSTATUS, as the thread will go on
+}
+
+// Leader returns the thread through which the process is looked at: the group leader, or a live thread when the
+// leader is dead.
+func (p *Process) Leader() *Thread { return p.Threads[0] }
+
+// Comm returns the process's name.
+func (p *Process) Comm() string { return p.Stat.Comm }
+
+// Errorf wraps err with the process that it is about.
+func (p *Process) Error(what string, err error) error {
+	return &Error{PID: p.PID, Comm: p.Comm(), FD: -1, What: what, Err: err}
+}

@@ -1,0 +1,140 @@
+package object
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/tracee"
+	"crpipe/stream"
+)
+
+// Restorer is what a restore offers to the kinds.
+//
+// Open files are made by cr-restore itself, in the mount namespace of the tree, before the first task; all their
+// descriptors lie at or above PoolBase and are inherited by every task, which duplicates what it needs to its own
+// numbers. What must be born inside a task is asked for with InRoot.
+type Restorer struct {
+	Plan    *Plan
+	Arch    *arch.Arch
+	Inherit map[string]int // names of external objects, and the descriptors of the caller that stand in for them
+	Wait    bool           // cr-restore stays: its own standard descriptors stand in for external ones
+	Warn    func(format string, args ...any)
+
+	// PoolBase is above every descriptor number that any task of the image uses.
+	PoolBase int
+
+	files   map[uint32]int              // objref of a file -> descriptor in the pool
+	values  map[uint32]any              // objref -> what a kind wants to remember of it
+	content map[uint32]ContentFunc      // objref -> who takes its contents
+	inRoot  []func(b *tracee.Batch) error // calls that the root task makes while only the pool is open
+	extra   []int
+}
+
+// ContentFunc takes one piece of an object's contents. data is valid only during the call.
+type ContentFunc func(meta *Data, data []byte) error
+
+// Data is the metadata of a "data" record: where in the object its payload belongs.
+type Data struct {
+	Of      stream.Ref `msgpack:"of"`
+	Offset  uint64     `msgpack:"offset,omitempty"`  // bytes from the start of the object
+	Packets []uint32   `msgpack:"packets,omitempty"` // lengths of the packets that the payload consists of, where boundaries matter
+	Extend  uint64     `msgpack:"extend,omitempty"`  // the object's whole size in bytes, where it ends in a hole
+}
+
+// Pool moves descriptor fd of the caller into the pool and returns its new number; fd is closed.
+func (r *Restorer) Pool(fd int) (int, error) {
+	// Deliberately without close-on-exec: the pool is what tasks inherit.
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, r.PoolBase)
+	_ = unix.Close(fd) // the description lives on in its duplicate
+	if err != nil {
+		return -1, fmt.Errorf("moving descriptor above %d: %w", r.PoolBase, err)
+	}
+	r.extra = append(r.extra, n)
+	return n, nil
+}
+
+func (r *Restorer) addFile(ref stream.Ref, fd int) error {
+	n, err := r.Pool(fd)
+	if err != nil {
+		return err
+	}
+	if r.files == nil {
+		r.files = map[uint32]int{}
+	}
+	r.files[ref.ID] = n
+	return nil
+}
+
+// File returns the pool descriptor of a restored open file.
+func (r *Restorer) File(ref stream.Ref) (int, error) {
+	fd, ok := r.files[ref.ID]
+	if !ok {
+		return -1, BadImagef("object %d is not an open file", ref.ID)
+	}
+	return fd, nil
+}
+
+// Remember keeps a value for the object ref; Recall returns it.
+func (r *Restorer) Remember(ref stream.Ref, v any) {
+	if r.values == nil {
+		r.values = map[uint32]any{}
+	}
+	r.values[ref.ID] = v
+}
+
+// Recall returns the *V that was remembered for ref.
+func Recall[V any](r *Restorer, ref stream.Ref) (*V, error) {
+	v, ok := r.values[ref.ID].(*V)
+	if !ok {
+		return nil, BadImagef("object %d is not what is needed here", ref.ID)
+	}
+	return v, nil
+}
+
+// OnContent says who takes the contents of the object ref when they arrive.
+func (r *Restorer) OnContent(ref stream.Ref, f ContentFunc) {
+	if r.content == nil {
+		r.content = map[uint32]ContentFunc{}
+	}
+	r.content[ref.ID] = f
+}
+
+// Content hands one piece of contents to whom it belongs.
+func (r *Restorer) Content(d *Data, data []byte) error {
+	f := r.content[d.Of.ID]
+	if f == nil {
+		return BadImagef("object %d has no contents", d.Of.ID)
+	}
+	return f(d, data)
+}
+
+// InRoot asks for calls to be made by the root task at a moment when exactly the pool's descriptors are open in it,
+// so that any number below PoolBase may be used for a while.
+func (r *Restorer) InRoot(f func(b *tracee.Batch) error) { r.inRoot = append(r.inRoot, f) }
+
+// RootCalls returns what InRoot collected.
+func (r *Restorer) RootCalls() []func(b *tracee.Batch) error { return r.inRoot }
+
+// MakeObjects restores, in stream order, every object whose kind does so without a task.
+func (r *Restorer) MakeObjects() error {
+	for i := range r.Plan.Objects {
+		o := &r.Plan.Objects[i]
+		if o.kind.restore == nil {
+			continue
+		}
+		if err := o.kind.restore(r, o.Ref, o.State); err != nil {
+			return fmt.Errorf("restoring %s: %w", o, err)
+		}
+	}
+	return nil
+}
+
+// Close closes the pool.
+func (r *Restorer) Close() {
+	for _, fd := range r.extra {
+		_ = unix.Close(fd) // tasks hold their own
+	}
+	r.extra = nil
+}
