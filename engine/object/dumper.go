@@ -131,7 +131,7 @@ type OpenFile struct {
 	Path    string   // /proc/PID/fd/N or /proc/PID/map_files/... : where the caller can look at it
 	Link    string   // what that link says
 	Stat    unix.Stat_t
-	View    kernelview.File
+	View    *kernelview.File
 	dup     *sys.FD
 	fdinfo  *procfs.Fdinfo
 }
@@ -237,16 +237,16 @@ func describe(f *OpenFile) string {
 }
 
 // Meet fills in an OpenFile for descriptor fd of p, whose kernel view is v.
-func Meet(p *Process, fd int, v kernelview.File) (*OpenFile, error) {
+func Meet(p *Process, fd int, v *kernelview.File) (*OpenFile, error) {
 	return meet(p, fd, fmt.Sprintf("/proc/%d/fd/%d", p.Leader().TID, fd), v)
 }
 
 // MeetMapped fills in an OpenFile that a mapping or the executable of p holds; path is the /proc link to it.
-func MeetMapped(p *Process, path string, v kernelview.File) (*OpenFile, error) {
+func MeetMapped(p *Process, path string, v *kernelview.File) (*OpenFile, error) {
 	return meet(p, -1, path, v)
 }
 
-func meet(p *Process, fd int, path string, v kernelview.File) (*OpenFile, error) {
+func meet(p *Process, fd int, path string, v *kernelview.File) (*OpenFile, error) {
 	f := &OpenFile{Process: p, FD: fd, Path: path, View: v}
 	link, err := os.Readlink(path)
 	if err != nil {

@@ -11,7 +11,7 @@ type Process struct {
 	PID     int // in the caller's pid namespace
 	ID      int // in the pid namespace of the tree's root: the number that goes into the image
 	Zombie  bool
-	Stat    *procfs.Stat   // of the thread group
+	Stat    procfs.Stat    // of the thread group
 	Status  *procfs.Status // of the leader
 	Parent  *Process       // nil for the root of the tree
 	Threads []*Thread      // live threads, the leader first unless it is dead
@@ -34,7 +34,7 @@ type Thread struct {
 	TID     int // in the caller's pid namespace
 	ID      int // in the pid namespace of the tree's root
 	Status  *procfs.Status
-	Stat    *procfs.Stat
+	Stat    procfs.Stat
 	View    *kernelview.Thread
 	Regs    []byte // NT_PRSTATUS, as the thread will go on
 }

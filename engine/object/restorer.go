@@ -25,9 +25,9 @@ type Restorer struct {
 	// PoolBase is above every descriptor number that any task of the image uses.
 	PoolBase int
 
-	files   map[uint32]int              // objref of a file -> descriptor in the pool
-	values  map[uint32]any              // objref -> what a kind wants to remember of it
-	content map[uint32]ContentFunc      // objref -> who takes its contents
+	files   map[uint32]int                // objref of a file -> descriptor in the pool
+	values  map[uint32]any                // objref -> what a kind wants to remember of it
+	content map[uint32]ContentFunc        // objref -> who takes its contents
 	inRoot  []func(b *tracee.Batch) error // calls that the root task makes while only the pool is open
 	extra   []int
 }

@@ -1,0 +1,93 @@
+package tasks
+
+import (
+	"fmt"
+
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// Process is the record of a thread group, live or zombie. Numbers of tasks, groups and sessions are those of the pid
+// namespace of the tree's root.
+type Process struct {
+	PID        int32 `msgpack:"pid"`
+	Parent     int32 `msgpack:"parent,omitempty"` // 0: the parent is outside of the tree
+	Group      int32 `msgpack:"group,omitempty"`
+	Session    int32 `msgpack:"session,omitempty"`
+	ExitSignal int32 `msgpack:"exit_signal,omitempty"`
+
+	// The group or session is led by somebody outside of the tree. A restore joins it where it can, else its own.
+	OutsideGroup   bool `msgpack:"outside_group,omitempty"`
+	OutsideSession bool `msgpack:"outside_session,omitempty"`
+
+	Zombie     bool   `msgpack:"zombie,omitempty"`
+	WaitStatus uint32 `msgpack:"wait_status,omitempty"` // of a zombie, as wait(2) gives it
+	Comm       string `msgpack:"comm,omitempty"`        // of a zombie; live threads have their own
+	UID        uint32 `msgpack:"uid,omitempty"`         // of a zombie, real user and group, which ps(1) shows
+	GID        uint32 `msgpack:"gid,omitempty"`
+
+	MM      stream.Ref `msgpack:"mm,omitempty"`
+	Files   stream.Ref `msgpack:"files,omitempty"`
+	FS      stream.Ref `msgpack:"fs,omitempty"`
+	Sighand stream.Ref `msgpack:"sighand,omitempty"`
+	Signals stream.Ref `msgpack:"signals,omitempty"` // shared pending signals and timers
+
+	Limits    Limits   `msgpack:"limits,omitempty"`
+	OOMScore  int32    `msgpack:"oom_score_adj,omitempty"`
+	Subreaper bool     `msgpack:"subreaper,omitempty"`
+	Cgroups   []Cgroup `msgpack:"cgroups,omitempty"`
+
+	// Job control: the signal that has stopped the process, and whether its parent has yet to hear of it.
+	StopSignal int32 `msgpack:"stop_signal,omitempty"`
+	Unwaited   bool  `msgpack:"unwaited,omitempty"`
+}
+
+// ProcessKind is the kind of record "process".
+var ProcessKind = object.NewKind[Process]("process", nil)
+
+// Cgroup is one membership (cgroups(7)).
+type Cgroup struct {
+	Controllers string `msgpack:"controllers,omitempty"` // empty: version 2
+	Path        string `msgpack:"path"`
+}
+
+// Place fills in where p stands in the tree. inTree tells whether a number (in the root's pid namespace) belongs to a
+// process of the tree, alive whether it belongs to any task at all.
+func Place(p *object.Process, s *Process, inTree, alive func(id int) bool) error {
+	s.PID = int32(p.ID)
+	if p.Parent != nil {
+		s.Parent = int32(p.Parent.ID)
+	}
+	s.ExitSignal = p.Stat.ExitSignal
+	group, session := innermost(p.Status.NSpgid, len(p.Status.NSpid)), innermost(p.Status.NSsid, len(p.Status.NSpid))
+	s.Group, s.OutsideGroup = int32(group), group == 0 || !inTree(group) && alive(group)
+	s.Session, s.OutsideSession = int32(session), session == 0 || !inTree(session) && alive(session)
+	if s.OutsideGroup && !s.OutsideSession {
+		return p.Error("", object.Unsupportedf("its process group %d is led from outside of the tree, but its session %d is not", group, session))
+	}
+	return nil
+}
+
+// innermost returns the number in the task's own pid namespace, which is at index levels-1 of every NS line; 0 when the
+// leader is not visible there.
+func innermost(numbers []int, levels int) int {
+	if len(numbers) < levels || levels == 0 {
+		return 0
+	}
+	return numbers[levels-1]
+}
+
+// DumpZombie fills in what is left of a process that has ended.
+func DumpZombie(p *object.Process, s *Process) error {
+	s.Zombie = true
+	s.WaitStatus = uint32(p.Stat.ExitCode)
+	s.Comm = p.Stat.Comm
+	s.UID, s.GID = p.Status.UID[0], p.Status.GID[0]
+	if s.WaitStatus&0x80 != 0 {
+		return p.Error("", object.Unsupportedf("the zombie has dumped core (wait status %#x), which cannot be made again", s.WaitStatus))
+	}
+	if sig := s.WaitStatus & 0x7f; sig == 0x7f {
+		return p.Error("", fmt.Errorf("internal error: wait status %#x of a zombie", s.WaitStatus))
+	}
+	return nil
+}
