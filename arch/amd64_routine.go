@@ -1,0 +1,123 @@
+package arch
+
+import "encoding/binary"
+
+// amd64Routine is the routine that routine.go specifies. rbx: count, rbp: index, r12: entry, r13: its flags; a system call
+// changes only rax, rcx and r11. After each instruction: its offset, and the assembly in the syntax of as(1). The test assembles and compares it.
+var amd64Routine = &Routine{
+	Code:    amd64RoutineCode,
+	Entry:   0x00,
+	Syscall: 0x82,
+	Stop:    0xce,
+}
+
+var amd64RoutineCode = []byte{
+	// entry:
+	0x48, 0x8b, 0x1c, 0x24, // 00  mov (%rsp),%rbx
+	0x31, 0xed, // 04  xor %ebp,%ebp
+	0x4c, 0x8d, 0x64, 0x24, 0x40, // 06  lea 64(%rsp),%r12
+	// next:
+	0x48, 0x89, 0x6c, 0x24, 0x08, // 0b  mov %rbp,8(%rsp)
+	0x48, 0x39, 0xdd, // 10  cmp %rbx,%rbp
+	0x0f, 0x83, 0xab, 0x00, 0x00, 0x00, // 13  jae stop
+	0x4d, 0x8b, 0x6c, 0x24, 0x38, // 19  mov 56(%r12),%r13
+	0x49, 0x8b, 0x04, 0x24, // 1e  mov (%r12),%rax
+	0x49, 0x8b, 0x7c, 0x24, 0x08, // 22  mov 8(%r12),%rdi
+	0x49, 0x8b, 0x74, 0x24, 0x10, // 27  mov 16(%r12),%rsi
+	0x49, 0x8b, 0x54, 0x24, 0x18, // 2c  mov 24(%r12),%rdx
+	0x4d, 0x8b, 0x54, 0x24, 0x20, // 31  mov 32(%r12),%r10
+	0x4d, 0x8b, 0x44, 0x24, 0x28, // 36  mov 40(%r12),%r8
+	0x4d, 0x8b, 0x4c, 0x24, 0x30, // 3b  mov 48(%r12),%r9
+	0x41, 0xf6, 0xc5, 0x3f, // 40  test $0x3f,%r13b
+	0x74, 0x3c, // 44  jz call
+	0x41, 0xf6, 0xc5, 0x01, // 46  test $1,%r13b
+	0x74, 0x04, // 4a  jz 1f
+	0x48, 0x8b, 0x3c, 0x3c, // 4c  mov (%rsp,%rdi),%rdi
+	0x41, 0xf6, 0xc5, 0x02, // 50  1: test $2,%r13b
+	0x74, 0x04, // 54  jz 1f
+	0x48, 0x8b, 0x34, 0x34, // 56  mov (%rsp,%rsi),%rsi
+	0x41, 0xf6, 0xc5, 0x04, // 5a  1: test $4,%r13b
+	0x74, 0x04, // 5e  jz 1f
+	0x48, 0x8b, 0x14, 0x14, // 60  mov (%rsp,%rdx),%rdx
+	0x41, 0xf6, 0xc5, 0x08, // 64  1: test $8,%r13b
+	0x74, 0x04, // 68  jz 1f
+	0x4e, 0x8b, 0x14, 0x14, // 6a  mov (%rsp,%r10),%r10
+	0x41, 0xf6, 0xc5, 0x10, // 6e  1: test $16,%r13b
+	0x74, 0x04, // 72  jz 1f
+	0x4e, 0x8b, 0x04, 0x04, // 74  mov (%rsp,%r8),%r8
+	0x41, 0xf6, 0xc5, 0x20, // 78  1: test $32,%r13b
+	0x74, 0x04, // 7c  jz call
+	0x4e, 0x8b, 0x0c, 0x0c, // 7e  mov (%rsp,%r9),%r9
+	// call:
+	0x0f, 0x05, // 82  syscall
+	0x41, 0x0f, 0xba, 0xe5, 0x0a, // 84  bt $10,%r13d
+	0x73, 0x09, // 89  jnc 1f
+	0x48, 0x85, 0xc0, // 8b  test %rax,%rax
+	0x0f, 0x84, 0x6c, 0xff, 0xff, 0xff, // 8e  jz entry
+	0x49, 0x89, 0x44, 0x24, 0x48, // 94  1: mov %rax,72(%r12)
+	0x41, 0x0f, 0xba, 0xe5, 0x08, // 99  bt $8,%r13d
+	0x72, 0x18, // 9e  jc good
+	0x41, 0x0f, 0xba, 0xe5, 0x09, // a0  bt $9,%r13d
+	0x73, 0x09, // a5  jnc 1f
+	0x49, 0x3b, 0x44, 0x24, 0x40, // a7  cmp 64(%r12),%rax
+	0x75, 0x16, // ac  jne stop
+	0xeb, 0x08, // ae  jmp good
+	0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, // b0  1: cmp $-4095,%rax
+	0x73, 0x0c, // b6  jae stop
+	// good:
+	0x49, 0x83, 0xc4, 0x50, // b8  add $80,%r12
+	0x48, 0xff, 0xc5, // bc  inc %rbp
+	0xe9, 0x47, 0xff, 0xff, 0xff, // bf  jmp next
+	// stop:
+	0x48, 0xc7, 0x44, 0x24, 0x10, 0x01, 0x00, 0x00, 0x00, // c4  movq $1,16(%rsp)
+	0xcc,                         // cd  int3
+	0xe9, 0x2d, 0xff, 0xff, 0xff, // ce  jmp entry
+}
+
+// amd64StubCode waits for ever; a signal that would end its pause(2) finds the loop.
+var amd64StubCode = []byte{
+	// stub:
+	0xb8, 0x22, 0x00, 0x00, 0x00, // 00  mov $34,%eax
+	0x0f, 0x05, // 05  syscall
+	0xeb, 0xf7, // 07  jmp stub
+}
+
+// amd64StubBase is where the stub's only page is: low, where neither programs nor mmap put anything by themselves, and above
+// vm.mmap_min_addr's usual 65536.
+const amd64StubBase = 0x20000
+
+// amd64Stub builds a static executable of one loadable segment that holds its own headers and the code. The PT_GNU_STACK header
+// keeps the stack from being executable.
+func amd64Stub() []byte {
+	const (
+		ehdr, phdr = 64, 56
+		code       = ehdr + 2*phdr
+		ptLoad     = 1
+		ptGNUStack = 0x6474e551
+	)
+	size := code + len(amd64StubCode)
+	b := make([]byte, size)
+	le := binary.LittleEndian
+	copy(b, "\x7fELF\x02\x01\x01")           // 64 bits, little-endian, version 1
+	le.PutUint16(b[16:], 2)                  // ET_EXEC
+	le.PutUint16(b[18:], 62)                 // EM_X86_64
+	le.PutUint32(b[20:], 1)                  // version
+	le.PutUint64(b[24:], amd64StubBase+code) // entry
+	le.PutUint64(b[32:], ehdr)               // program headers
+	le.PutUint16(b[52:], ehdr)               // size of this header
+	le.PutUint16(b[54:], phdr)               // size of a program header
+	le.PutUint16(b[56:], 2)                  // their number
+	p := b[ehdr:]
+	le.PutUint32(p[0:], ptLoad)
+	le.PutUint32(p[4:], 5) // r-x
+	le.PutUint64(p[16:], amd64StubBase)
+	le.PutUint64(p[24:], amd64StubBase)
+	le.PutUint64(p[32:], uint64(size))
+	le.PutUint64(p[40:], uint64(size))
+	le.PutUint64(p[48:], 4096)
+	p = b[ehdr+phdr:]
+	le.PutUint32(p[0:], ptGNUStack)
+	le.PutUint32(p[4:], 6) // rw-
+	copy(b[code:], amd64StubCode)
+	return b
+}

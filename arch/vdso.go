@@ -1,0 +1,93 @@
+package arch
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+)
+
+// VDSO says how an architecture's kernel shows the code and data that it maps into every process.
+type VDSO struct {
+	// Parts are the names in /proc/PID/maps in ascending address order; those that a kernel lacks are absent there. They are
+	// moved together, with their distances kept: code that has lost its data crashes.
+	Parts []string
+	// Code is the name of the part with the code.
+	Code string
+	// MapOption is the arch_prctl option that maps all parts at a given address (a hint: when that is taken the kernel picks another) and
+	// returns the size of the code part, or 0 for none. It is EEXIST while any part is still mapped.
+	MapOption int
+}
+
+// IsPart says whether a name from /proc/PID/maps is that of a part.
+func (v VDSO) IsPart(name string) bool {
+	for _, p := range v.Parts {
+		if p == name {
+			return true
+		}
+	}
+	return false
+}
+
+// VDSOEqual says whether the code parts of two kernels, whole mappings as read from memory, are laid out alike: the same size and the same
+// symbols, versions aside, at the same offsets. A process that holds pointers into one can then run on the other. It compares layout, not code: the
+// same source built twice may differ in a byte that does not matter, while return addresses into the code do not occur in a task that was
+// stopped outside of it.
+func VDSOEqual(a, b []byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	if bytes.Equal(a, b) {
+		return true
+	}
+	x, errX := vdsoSymbols(a)
+	y, errY := vdsoSymbols(b)
+	if errX != nil || errY != nil || len(x) != len(y) {
+		return false
+	}
+	for name, s := range x {
+		if y[name] != s {
+			return false
+		}
+	}
+	return true
+}
+
+// VDSOSymbol returns the offset of a symbol in the code part.
+func VDSOSymbol(image []byte, name string) (Addr, error) {
+	syms, err := vdsoSymbols(image)
+	if err != nil {
+		return 0, err
+	}
+	s, ok := syms[name]
+	if !ok {
+		return 0, fmt.Errorf("looking up %s in the vdso: not there", name)
+	}
+	return s.value, nil
+}
+
+type vdsoSymbol struct {
+	value Addr
+	size  uint64
+}
+
+func vdsoSymbols(image []byte) (map[string]vdsoSymbol, error) {
+	f, err := elf.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return nil, fmt.Errorf("reading the vdso: %w", err)
+	}
+	dyn, err := f.DynamicSymbols()
+	if err != nil {
+		return nil, fmt.Errorf("reading the vdso's symbols: %w", err)
+	}
+	m := make(map[string]vdsoSymbol, len(dyn))
+	for _, s := range dyn {
+		if s.Section != elf.SHN_UNDEF {
+			m[s.Name] = vdsoSymbol{Addr(s.Value), s.Size}
+		}
+	}
+	if len(m) == 0 {
+		return nil, errors.New("reading the vdso's symbols: none")
+	}
+	return m, nil
+}
