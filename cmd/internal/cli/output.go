@@ -143,6 +143,20 @@ func (o *Output) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// WriteVector writes all of several buffers in one call where that is possible.
+// Package stream calls it for a record's head and its payload.
+func (o *Output) WriteVector(bufs ...[]byte) error {
+	if o.complete {
+		return &ioError{fmt.Errorf("writing %s: %w", o.name, os.ErrClosed)}
+	}
+	n, err := o.app.write(o.file, o.regular, bufs...)
+	o.count.Add(uint64(n))
+	if err != nil {
+		err = o.failed(err)
+	}
+	return err
+}
+
 func (o *Output) failed(err error) error {
 	if errors.As(err, new(*SignalError)) {
 		return &ioError{err}

@@ -102,25 +102,46 @@ func (a *App) read(f *os.File, regular bool, p []byte) (n int, err error) {
 	return max(n, 0), err
 }
 
-func (a *App) write(f *os.File, regular bool, p []byte) (written int, err error) {
-	if regular || a.waker == nil {
-		return f.Write(p)
+func (a *App) write(f *os.File, regular bool, bufs ...[]byte) (written int, err error) {
+	rest := make([][]byte, 0, 4)
+	for _, p := range bufs {
+		if len(p) > 0 {
+			rest = append(rest, p)
+		}
 	}
 	err = withFD(f, func(fd int) error {
-		for written < len(p) {
-			rest := p[written:]
-			n, err := a.waker.transfer(fd, unix.POLLOUT,
-				func() (int, error) { return unix.Pwritev2(fd, [][]byte{rest}, -1, unix.RWF_NOWAIT) },
-				// At most what a ready pipe takes without blocking, pipe(7).
-				func() (int, error) { return unix.Write(fd, rest[:min(len(rest), 4096)]) })
-			if err != nil {
+		for len(rest) > 0 {
+			n, err := a.writeSome(fd, regular, rest)
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case err != nil:
 				return err
+			case n <= 0:
+				return io.ErrShortWrite
 			}
 			written += n
+			for n > 0 {
+				k := min(n, len(rest[0]))
+				n -= k
+				if rest[0] = rest[0][k:]; len(rest[0]) == 0 {
+					rest = rest[1:]
+				}
+			}
 		}
 		return nil
 	})
 	return written, err
+}
+
+func (a *App) writeSome(fd int, regular bool, bufs [][]byte) (int, error) {
+	if regular || a.waker == nil {
+		return unix.Writev(fd, bufs)
+	}
+	return a.waker.transfer(fd, unix.POLLOUT,
+		func() (int, error) { return unix.Pwritev2(fd, bufs, -1, unix.RWF_NOWAIT) },
+		// At most what a ready pipe takes without blocking, pipe(7).
+		func() (int, error) { return unix.Write(fd, bufs[0][:min(len(bufs[0]), 4096)]) })
 }
 
 // withFD calls fn with the descriptor of a file, without changing its mode as

@@ -37,7 +37,7 @@ func TestPipeCarriesEverything(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := app.write(w, false, data)
+		_, err := app.write(w, false, data[:3], nil, data[3:2<<20], data[2<<20:])
 		w.Close()
 		done <- err
 	}()

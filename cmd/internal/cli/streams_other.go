@@ -12,8 +12,18 @@ type waker struct{}
 
 func newWaker(context.Context) *waker { return nil }
 
-func (a *App) read(f *os.File, _ bool, p []byte) (int, error)  { return f.Read(p) }
-func (a *App) write(f *os.File, _ bool, p []byte) (int, error) { return f.Write(p) }
+func (a *App) read(f *os.File, _ bool, p []byte) (int, error) { return f.Read(p) }
+
+func (a *App) write(f *os.File, _ bool, bufs ...[]byte) (written int, err error) {
+	for _, p := range bufs {
+		n, err := f.Write(p)
+		written += n
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
 
 func widenPipe(*os.File) {}
 

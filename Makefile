@@ -1,0 +1,81 @@
+# crpipe. The targets a newcomer needs: demo, test, build, install.
+SHELL       := /bin/bash -o pipefail
+GO          ?= go
+PREFIX      ?= /usr/local
+BINDIR      ?= $(PREFIX)/bin
+MANDIR      ?= $(PREFIX)/share/man
+VERSION     ?=
+TESTFLAGS   ?=
+PACKAGES    ?= ./...
+FUZZTIME    ?= 30s
+BENCHFLAGS  ?= -benchtime=1x
+GOLANGCI    ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2
+
+COMMANDS    := cr-freeze cr-dump cr-filter cr-restore cr-thaw
+LDFLAGS     := -s -w $(if $(VERSION),-X crpipe/cmd/internal/cli.Version=$(VERSION))
+LINUX_ARCHS := amd64 386 arm64 s390x ppc64le
+
+.PHONY: all build demo test skips vet vet-all cross lint fuzz bench install uninstall clean packages
+
+all: build
+
+build: ## the five commands, static, in bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+
+demo: build ## a program is checkpointed, killed, and goes on (root, or sudo)
+	tools/demo.sh bin
+
+packages: ## the Debian packages that tests run (as root with apt; elsewhere it names what is missing)
+	tools/packages.sh
+
+# The same whoever runs it. What cannot run here is skipped and listed; with
+# CI=1 a skip that .ci/may-skip does not name is a failure.
+test: packages ## all tests
+	$(GO) vet ./...
+	$(GO) test -json -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip)
+
+skips: ## the tests that are skipped on this machine, and why
+	-$(GO) test -json -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
+
+vet:
+	$(GO) vet ./...
+
+vet-all: ## vet for every architecture, and what must build elsewhere
+	for arch in $(LINUX_ARCHS); do \
+		echo "vet linux/$$arch"; CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) vet ./... || exit 1; \
+	done
+	$(MAKE) cross
+
+cross: ## cr-filter, stream and arch for systems without checkpoints
+	for os in darwin windows; do \
+		echo "build $$os/amd64"; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 $(GO) vet ./stream/... ./arch/... ./cmd/internal/cli ./cmd/cr-filter || exit 1; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 $(GO) build -o /dev/null ./cmd/cr-filter || exit 1; \
+	done
+
+lint: ## formatting and golangci-lint (fetched by go run; nothing of it is in go.mod)
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	$(GO) run $(GOLANGCI) run
+
+fuzz: ## every fuzz target for FUZZTIME
+	@set -e; $(GO) list ./... | while read -r pkg; do \
+		$(GO) test -list '^Fuzz' $$pkg </dev/null | grep '^Fuzz' | while read -r target; do \
+			echo "fuzz $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg </dev/null; \
+		done || test $$? = 1 -a -z "$$($(GO) test -list '^Fuzz' $$pkg </dev/null | grep '^Fuzz')"; \
+	done
+
+bench: ## dump and restore beside the raw limits of the same run (root)
+	$(GO) test -run '^$$' -bench . $(BENCHFLAGS) -timeout 30m ./bench/...
+
+install: build
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7
+	install -m 755 $(addprefix bin/,$(COMMANDS)) $(DESTDIR)$(BINDIR)
+	for section in 1 5 7; do install -m 644 man/*.$$section $(DESTDIR)$(MANDIR)/man$$section || exit 1; done
+
+uninstall:
+	for command in $(COMMANDS); do rm -f $(DESTDIR)$(BINDIR)/$$command; done
+	for page in man/*.[157]; do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}; done
+
+clean:
+	rm -rf bin

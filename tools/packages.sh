@@ -1,0 +1,54 @@
+#!/bin/sh
+# Installs the Debian packages whose programs the tests run. Does nothing when
+# all are there. Without root or apt it says what is missing; the tests that need
+# it are then skipped, with the reason.
+set -eu
+
+# program:package. A program is looked for in PATH, a path as it stands.
+wanted='
+bash:bash
+awk:mawk
+gcc:gcc
+/usr/include/stdio.h:libc6-dev
+make:make
+xz:xz-utils
+sqlite3:sqlite3
+perl:perl
+python3:python3
+nc:netcat-openbsd
+ip:iproute2
+ps:procps
+mandoc:mandoc
+unshare:util-linux
+setsid:util-linux
+'
+
+missing=
+for pair in $wanted; do
+	program=${pair%%:*}
+	case $program in
+	/*) [ -e "$program" ] && continue ;;
+	*) command -v "$program" >/dev/null 2>&1 && continue ;;
+	esac
+	package=${pair#*:}
+	case " $missing " in
+	*" $package "*) ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+	echo "some tests will be skipped; they use the Debian packages:$missing" >&2
+	exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+for attempt in 1 2 3; do
+	# shellcheck disable=SC2086 # a list of words
+	if apt-get -qq update && apt-get -qq install -y --no-install-recommends $missing; then
+		exit 0
+	fi
+	echo "installing$missing: attempt $attempt failed" >&2
+	sleep 5
+done
+exit 1
