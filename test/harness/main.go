@@ -1,0 +1,51 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Main runs a package's tests as a child subreaper and fails when a descendant is left at the end.
+func Main(m *testing.M) int {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "harness: becoming a subreaper:", err)
+		return 1
+	}
+	status := m.Run()
+	var left []int
+	if !eventually(3*time.Second, func() bool {
+		left = left[:0]
+		for _, pid := range Tree(os.Getpid()) {
+			if pid == os.Getpid() {
+				continue
+			}
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // an orphan that nobody waited for
+			if s := State(pid); s != 0 && s != 'Z' {
+				left = append(left, pid)
+			}
+		}
+		return len(left) == 0
+	}) {
+		for _, pid := range left {
+			fmt.Fprintf(os.Stderr, "harness: stray process %d (%s), state %c\n", pid, Comm(pid), State(pid))
+		}
+		status = 1
+	}
+	if err := RemoveRunDir(); err != nil {
+		fmt.Fprintln(os.Stderr, "harness:", err)
+		status = 1
+	}
+	return status
+}
+
+// NeedRoot skips a test of the whole pipeline when it cannot run.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: dumps other processes and makes namespaces and cgroups")
+	}
+}

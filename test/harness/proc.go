@@ -1,0 +1,177 @@
+package harness
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Monotonic is CLOCK_MONOTONIC in nanoseconds, the clock that fixtures use too.
+func Monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic("harness: internal error: clock_gettime: " + err.Error())
+	}
+	return ts.Nano()
+}
+
+// stat is what the harness needs of /proc/PID/stat (proc_pid_stat(5)).
+type stat struct {
+	comm  string
+	state byte
+	ppid  int
+	start uint64 // clock ticks since boot: with the pid, who a task is
+}
+
+func parseStat(data []byte) (stat, error) {
+	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
+	if open < 0 || end < open {
+		return stat{}, errors.New("parsing stat: no name in it")
+	}
+	f := strings.Fields(string(data[end+1:]))
+	if len(f) < 20 {
+		return stat{}, fmt.Errorf("parsing stat: %d fields", len(f))
+	}
+	ppid, err := strconv.Atoi(f[1])
+	if err != nil {
+		return stat{}, err
+	}
+	start, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return stat{}, err
+	}
+	return stat{comm: string(data[open+1 : end]), state: f[0][0], ppid: ppid, start: start}, nil
+}
+
+func readStat(pid int) (stat, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}, err
+	}
+	return parseStat(data)
+}
+
+// State is the state letter of a task, 0 when there is none.
+func State(tid int) byte {
+	s, err := readStat(tid)
+	if err != nil {
+		return 0
+	}
+	return s.state
+}
+
+// Comm is a task's name.
+func Comm(pid int) string {
+	s, _ := readStat(pid)
+	return s.comm
+}
+
+func allPids() []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Tree is pid and all its descendants, in ascending order.
+func Tree(pid int) []int {
+	kids := map[int][]int{}
+	for _, p := range allPids() {
+		if s, err := readStat(p); err == nil {
+			kids[s.ppid] = append(kids[s.ppid], p)
+		}
+	}
+	if _, err := readStat(pid); err != nil {
+		return nil
+	}
+	tree, seen := []int{pid}, map[int]bool{pid: true}
+	for i := 0; i < len(tree); i++ {
+		for _, k := range kids[tree[i]] {
+			if !seen[k] {
+				seen[k] = true
+				tree = append(tree, k)
+			}
+		}
+	}
+	sort.Ints(tree)
+	return tree
+}
+
+// Threads are the thread ids of a process.
+func Threads(pid int) []int {
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil
+	}
+	var tids []int
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	return tids
+}
+
+// StatusLine is the value of a line of /proc/TID/status.
+func StatusLine(tid int, name string) string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return ""
+	}
+	for _, line := range strings.Split(string(data), "\n") {
+		if v, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// marked are the processes whose environment holds the mark; a restored task's does, as its memory does.
+func marked(mark string) []int {
+	var pids []int
+	self := os.Getpid()
+	for _, pid := range allPids() {
+		if pid == self {
+			continue
+		}
+		if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err == nil && bytes.Contains(data, []byte(mark)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// eventually polls until ok says true; false when it did not within the time.
+func eventually(limit time.Duration, ok func() bool) bool {
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
+		}
+	}
+}
+
+// Kill sends a signal to exactly one process.
+func Kill(pid int, sig syscall.Signal) error {
+	if pid <= 1 {
+		return fmt.Errorf("killing pid %d: refused", pid)
+	}
+	return syscall.Kill(pid, sig)
+}

@@ -1,0 +1,140 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Result is how a shell script of commands ended.
+type Result struct {
+	Status int // exit status; 128+N when a signal ended it; -1 when it did not end in time
+	Stdout string
+	Stderr string
+}
+
+// CommandTimeout is how long a pipeline of commands may take before the test calls it hung.
+const CommandTimeout = 90 * time.Second
+
+// Sh runs a bash script with pipefail whose PATH begins with the five commands. In its environment: PID (the root),
+// DIR and AUX of the job; TMPDIR is a directory that must be empty afterwards.
+func (j *Job) Sh(script string, env ...string) Result {
+	j.T.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), CommandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "set -euo pipefail\n"+script)
+	cmd.Dir = j.Aux
+	cmd.Env = append([]string{
+		"PATH=" + Binaries(j.T) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "LC_ALL=C.UTF-8",
+		fmt.Sprintf("PID=%d", j.Pid), "DIR=" + j.Dir, "AUX=" + j.Aux, "TMPDIR=" + j.tmp(), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), j.cmdMark,
+	}, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Cancel = func() error {
+		// The shell leads a group; its commands are in it. cr-dump's worker is not, and cures the target when its front dies.
+		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = 5 * time.Second // a task that inherited standard error must not hang the test
+	err := cmd.Run()
+	r := Result{Stdout: out.String(), Stderr: errs.String()}
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		r.Status = -1
+	case err == nil:
+	case errors.As(err, &exit):
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			r.Status = 128 + int(ws.Signal())
+		} else {
+			r.Status = exit.ExitCode()
+		}
+	case errors.Is(err, exec.ErrWaitDelay):
+		j.T.Errorf("%s: a process still holds the standard error of: %s", j.Name, script)
+	default:
+		j.T.Fatalf("running a script: %v", err)
+	}
+	return r
+}
+
+// MustSh is Sh for a script that must succeed, without a word on standard error.
+func (j *Job) MustSh(script string, env ...string) string {
+	j.T.Helper()
+	r := j.Sh(script, env...)
+	if r.Status != 0 {
+		j.T.Fatalf("%s: status %d of: %s\n%s%s", j.Name, r.Status, script, strings.TrimSpace(r.Stderr), j.Evidence())
+	}
+	if msg := strings.TrimSpace(r.Stderr); msg != "" {
+		j.T.Logf("%s said: %s", script, msg)
+	}
+	return r.Stdout
+}
+
+// DumpKill runs a script that ends in the death of the tree and notes when.
+func (j *Job) DumpKill(script string) {
+	j.T.Helper()
+	j.Tasks()
+	begin := Monotonic()
+	j.MustSh(script)
+	end := Monotonic()
+	j.away = append(j.away, fmt.Sprintf("%d %d ", begin, end))
+	j.WaitGone()
+}
+
+// RestoreSh runs a script that makes the tree again, and notes when. Another program may have taken one of its pids in
+// the meantime (the machine is shared): that is told by name and tried again for a while.
+func (j *Job) RestoreSh(script string) {
+	j.T.Helper()
+	begin := Monotonic()
+	for try := 0; ; try++ {
+		r := j.Sh(script)
+		if r.Status == 0 {
+			if msg := strings.TrimSpace(r.Stderr); msg != "" {
+				j.T.Logf("%s said: %s", script, msg)
+			}
+			break
+		}
+		if try < 3 && strings.Contains(r.Stderr, "in use") {
+			j.T.Logf("trying again: %s", strings.TrimSpace(r.Stderr))
+			time.Sleep(time.Second)
+			begin = Monotonic()
+			continue
+		}
+		j.T.Fatalf("%s: status %d of: %s\n%s", j.Name, r.Status, script, strings.TrimSpace(r.Stderr))
+	}
+	if n := len(j.away); n > 0 {
+		j.away[n-1] += fmt.Sprintf("%d %d\n", begin, Monotonic())
+	}
+	j.Restore++
+	j.findRoot()
+}
+
+// findRoot finds the root of a tree that was restored in a pid namespace of its own: its pid is another one for us.
+func (j *Job) findRoot() {
+	if !j.opts.PidNS {
+		return
+	}
+	for _, pid := range marked(j.mark) {
+		ids := strings.Fields(StatusLine(pid, "NSpid"))
+		if len(ids) > 1 && ids[len(ids)-1] == "1" {
+			j.Pid = pid
+			return
+		}
+	}
+	if _, err := os.Stat(filepath.Join(j.Dir, "done")); err != nil {
+		j.T.Fatalf("%s: no init of a pid namespace after the restore%s", j.Name, j.Evidence())
+	}
+}
+
+// Check runs cr-filter check on an image or ticket.
+func (j *Job) Check(name string) {
+	j.T.Helper()
+	j.MustSh(fmt.Sprintf("cr-filter check < %q >/dev/null", j.Image(name)))
+}
