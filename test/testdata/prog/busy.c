@@ -111,13 +111,13 @@ static void tick(int sig) { (void)sig; ticks++; }
 int main(int argc, char **argv)
 {
 	fx_init(argc, argv);
-	MUST(pipe2(pipefd, O_CLOEXEC));
 	void *(*what[])(void *) = { compute, compute, relay, relay, piper, mapper, sleeper };
 	enum { N = sizeof what / sizeof *what };
 	sigset_t alrm, old;
 	sigemptyset(&alrm);
 	sigaddset(&alrm, SIGALRM);
 	pid_t kid = MUST(fork());
+	MUST(pipe2(pipefd, O_CLOEXEC));
 	sigprocmask(SIG_BLOCK, &alrm, &old); /* only the leader takes it */
 	pthread_t t[N];
 	for (long i = 0; i < N; i++)
