@@ -88,7 +88,7 @@ const amd64StubBase = 0x20000
 
 // amd64Stub builds a static executable of one loadable segment that holds its own headers and the code. The PT_GNU_STACK header
 // keeps the stack from being executable.
-func amd64Stub() []byte {
+func amd64Stub() Stub {
 	const (
 		ehdr, phdr = 64, 56
 		code       = ehdr + 2*phdr
@@ -119,5 +119,5 @@ func amd64Stub() []byte {
 	le.PutUint32(p[0:], ptGNUStack)
 	le.PutUint32(p[4:], 6) // rw-
 	copy(b[code:], amd64StubCode)
-	return b
+	return Stub{Image: b, Base: amd64StubBase, Syscall: amd64StubBase + code + 5}
 }

@@ -92,7 +92,7 @@ type Arch struct {
 	// Routine is what executes batches in a task; nil where Run is not nil.
 	Routine *Routine
 	// Stub returns the tiny static executable that a restore starts; nil where Run is not nil.
-	Stub func() []byte
+	Stub func() Stub
 	// VDSO tells how this architecture's vdso is laid out.
 	VDSO VDSO
 	// SigFrame builds what rt_sigreturn takes; nil where Run is not nil.

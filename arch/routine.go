@@ -49,3 +49,10 @@ type Routine struct {
 	Syscall int // offset of a system call instruction, for calls that are issued by setting registers
 	Stop    int // offset of the program counter that a task shows when it has stopped at the end of a batch
 }
+
+// A Stub is a tiny static executable that waits for ever.
+type Stub struct {
+	Image   []byte // the ELF file
+	Base    Addr   // its only segment is at Base and shorter than a page
+	Syscall Addr   // address of a system call instruction in it
+}

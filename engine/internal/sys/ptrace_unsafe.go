@@ -101,10 +101,11 @@ func PtracePeekSiginfo(tid int, shared bool) ([][SizeofSiginfo]byte, error) {
 		if errno != 0 {
 			return nil, errno
 		}
-		out = append(out, buf[:n]...)
-		if n < batch {
+		// Fewer than asked for need not be the end: the kernel also breaks off when a signal is pending for the caller.
+		if n == 0 {
 			return out, nil
 		}
+		out = append(out, buf[:n]...)
 	}
 }
 
@@ -146,4 +147,14 @@ func PtraceGetSyscallInfo(tid int) (SyscallInfo, error) {
 	var i SyscallInfo
 	_, err := ptracePtr(unix.PTRACE_GET_SYSCALL_INFO, tid, unsafe.Sizeof(i), unsafe.Pointer(&i))
 	return i, err
+}
+
+// Getcpu returns the processor that the calling thread runs on at that moment (getcpu(2)).
+func Getcpu() (int, error) {
+	var cpu uint32
+	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(cpu), nil
 }

@@ -1,0 +1,206 @@
+package tracee
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+)
+
+// Buffers are aligned to this in a slot: no structure of the kernel's interface wants more, but xsave areas.
+const bufAlign = 64
+
+func alignUp(n, to int) int { return (n + to - 1) / to * to }
+
+// split cuts a batch into parts that fit a slot each. Within a part the calls' arguments refer to each other in the slot; across parts they go by
+// the values that the restorer has collected.
+func (b *Batch) split() ([][]*Call, error) {
+	if b.err != nil {
+		return nil, b.err
+	}
+	var parts [][]*Call
+	var part []*Call
+	seen := map[*Buf]bool{}
+	used := arch.SlotEntries
+	for i, c := range b.calls {
+		if c.ran {
+			return nil, fmt.Errorf("running a batch twice: %w", unix.EINVAL)
+		}
+		need := c.size(map[*Buf]bool{}, seen)
+		if used+need > b.arena.slotSize {
+			if len(part) == 0 {
+				return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), used+need, b.arena.slotSize, unix.E2BIG)
+			}
+			parts = append(parts, part)
+			part, used, seen = nil, arch.SlotEntries, map[*Buf]bool{}
+			need = c.size(map[*Buf]bool{}, seen)
+			if used+need > b.arena.slotSize {
+				return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), used+need, b.arena.slotSize, unix.E2BIG)
+			}
+		}
+		used += need
+		c.size(seen, seen)
+		part = append(part, c)
+	}
+	return append(parts, part), nil
+}
+
+// size is what a call needs in a slot where the buffers in have are already; the ones it adds are put into add.
+func (c *Call) size(add, have map[*Buf]bool) int {
+	n := arch.EntrySize
+	var visit func(f *Buf)
+	visit = func(f *Buf) {
+		if f == nil || add[f] || have[f] {
+			return
+		}
+		add[f] = true
+		n += alignUp(len(f.bytes), bufAlign) + bufAlign
+		for _, p := range f.pointers {
+			visit(p.to)
+		}
+	}
+	for _, a := range c.args {
+		visit(a.buf)
+		visit(a.load)
+	}
+	return n
+}
+
+// filler places one part of a batch into a slot.
+type filler struct {
+	task *Task
+	mem  []byte
+	next int // first free byte
+	bufs []*Buf
+	done map[*Buf]bool
+}
+
+// fill writes a part's table and data and returns the buffers that were placed.
+func (k *Task) fill(part []*Call) ([]*Buf, error) {
+	f := filler{task: k, mem: k.slotMem(), next: arch.SlotEntries + len(part)*arch.EntrySize, done: map[*Buf]bool{}}
+	order := hostOrder
+	order.PutUint64(f.mem[arch.SlotCount:], uint64(len(part)))
+	order.PutUint64(f.mem[arch.SlotDone:], 0)
+	order.PutUint64(f.mem[arch.SlotStatus:], arch.SlotRunning)
+	for i, c := range part {
+		c.offset = arch.SlotEntries + i*arch.EntrySize
+	}
+	for _, c := range part {
+		e := f.mem[c.offset : c.offset+arch.EntrySize]
+		flags := c.flags
+		order.PutUint64(e[arch.EntryNr:], uint64(c.nr))
+		for i, a := range c.args {
+			v, ref, err := f.value(a, c)
+			if err != nil {
+				return nil, err
+			}
+			if ref {
+				flags |= 1 << i
+			}
+			order.PutUint64(e[arch.EntryArgs+8*i:], v)
+		}
+		order.PutUint64(e[arch.EntryFlags:], flags)
+		order.PutUint64(e[arch.EntryExpect:], c.expect)
+		order.PutUint64(e[arch.EntryResult:], 0)
+	}
+	return f.bufs, nil
+}
+
+// value is what an argument is in the table: a word, or (ref) the offset of the one to load.
+func (f *filler) value(a arg, of *Call) (v uint64, ref bool, err error) {
+	switch {
+	case a.buf != nil:
+		off, err := f.place(a.buf)
+		return uint64(f.task.SlotAddr()) + uint64(off) + a.value, false, err
+	case a.load != nil:
+		off, err := f.place(a.load)
+		return uint64(off) + a.value, true, err
+	case a.from != nil && a.from.ran:
+		return uint64(a.from.result), false, nil
+	case a.from != nil:
+		if a.from.offset == 0 || a.from.offset >= of.offset {
+			return 0, false, fmt.Errorf("pid %d: %s uses the result of a call that is not before it in its batch: %w", f.task.Tid, f.task.arena.arch.SyscallName(of.nr), unix.EINVAL)
+		}
+		return uint64(a.from.offset + arch.EntryResult), true, nil
+	}
+	return a.value, false, nil
+}
+
+// place copies a buffer into the slot, once.
+func (f *filler) place(b *Buf) (int, error) {
+	if f.done[b] {
+		return b.offset, nil
+	}
+	off := alignUp(f.next, bufAlign)
+	if off+len(b.bytes) > len(f.mem) {
+		return 0, fmt.Errorf("pid %d: a batch's data do not fit a slot of %d bytes: %w", f.task.Tid, len(f.mem), unix.E2BIG)
+	}
+	b.offset = off
+	f.done[b] = true
+	f.bufs = append(f.bufs, b)
+	f.next = off + len(b.bytes)
+	copy(f.mem[off:], b.bytes)
+	for _, p := range b.pointers {
+		if p.at < 0 || p.at+8 > len(b.bytes) {
+			return 0, fmt.Errorf("pid %d: a pointer at %d of a buffer of %d bytes: %w", f.task.Tid, p.at, len(b.bytes), unix.EINVAL)
+		}
+		if p.slot != nil {
+			// The child's stack pointer becomes stack + stack_size.
+			size := hostOrder.Uint64(b.bytes[p.at+8:])
+			at := f.task.arena.slotAddr(f.task.Base, p.slot.slot)
+			hostOrder.PutUint64(f.mem[off+p.at:], uint64(at)-size)
+			continue
+		}
+		to, err := f.place(p.to)
+		if err != nil {
+			return 0, err
+		}
+		hostOrder.PutUint64(f.mem[off+p.at:], uint64(f.task.SlotAddr())+uint64(to))
+	}
+	return off, nil
+}
+
+// collect reads what a part has done: results of the calls up to and including the one that ended it, and the buffers. The
+// error is that of the call that failed, if one did.
+func (k *Task) collect(part []*Call, bufs []*Buf, first int) error {
+	mem := k.slotMem()
+	done := int(hostOrder.Uint64(mem[arch.SlotDone:]))
+	if done > len(part) {
+		return fmt.Errorf("pid %d: the batch of %d calls says that it has done %d: its slot was overwritten", k.Tid, len(part), done)
+	}
+	for i, c := range part {
+		if i > done {
+			break
+		}
+		c.ran = true
+		c.result = int64(hostOrder.Uint64(mem[c.offset+arch.EntryResult:]))
+	}
+	for _, b := range bufs {
+		if b.out {
+			copy(b.bytes, mem[b.offset:])
+		}
+	}
+	for i, c := range part {
+		if !c.ran {
+			break
+		}
+		if i == done || !c.tolerable() {
+			return &CallError{Tid: k.Tid, Name: k.arena.arch.SyscallName(c.nr), Index: first + i, Note: c.note, Result: c.result, Err: c.Errno(), Expect: c.expect}
+		}
+	}
+	return nil
+}
+
+// tolerable says whether a call that did not end its part is no failure either: with Allow the routine goes on in any case.
+func (c *Call) tolerable() bool {
+	if c.allow == nil || c.Errno() == 0 {
+		return true
+	}
+	for _, e := range c.allow {
+		if e == c.Errno() {
+			return true
+		}
+	}
+	return false
+}
