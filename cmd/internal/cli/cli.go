@@ -1,8 +1,8 @@
 // Package cli holds what the five commands share: streams in and out, exit
 // statuses, messages and hints, progress, signals and the version.
 //
-// A command is a struct of kong flags with a method Run(*App) error. Its main
-// is one call of [Main], which parses the arguments, runs it, and turns its
+// A command is a struct of kong flags with a method Run(*App) error, or with
+// verbs that have one. Its main is one call of [Main], which parses the arguments, runs it, and turns its
 // error into messages and an exit status. The rules that every command keeps:
 //
 //   - standard output carries only the stream; words go to standard error,
@@ -27,11 +27,6 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Command is a parsed command line that can be carried out.
-type Command interface {
-	Run(app *App) error
-}
-
 // App is one run of a command.
 type App struct {
 	// Name is the command's name, the prefix of all its messages.
@@ -54,7 +49,7 @@ type Common struct {
 
 // Main parses the arguments of the process, runs the command and ends the
 // process. The description is one sentence for --help.
-func Main(name, description string, command Command, options ...kong.Option) {
+func Main(name, description string, command any, options ...kong.Option) {
 	status, signal := run(name, description, command, os.Args[1:], options)
 	if signal != nil {
 		dieOf(signal) // returns only where signals cannot be raised
@@ -63,11 +58,11 @@ func Main(name, description string, command Command, options ...kong.Option) {
 }
 
 // run is Main without the end of the process.
-func run(name, description string, command Command, args []string, options []kong.Option) (status int, signal os.Signal) {
+func run(name, description string, command any, args []string, options []kong.Option) (status int, signal os.Signal) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	app := &App{Name: name, Context: ctx, messages: os.Stderr}
-	app.progress.name, app.progress.start = name, time.Now()
+	app.progress.name, app.progress.start, app.progress.began = name, time.Now(), time.Now()
 	options = append([]kong.Option{
 		kong.Name(name),
 		kong.Description(description),

@@ -92,7 +92,7 @@ func (o *Output) create(path string) error {
 	}
 	o.file, o.temp, err = createBeside(o.path)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "create", Path: path, Err: bare(err)} // not the temporary name
 	}
 	if err := o.file.Chmod(mode); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		o.abort()

@@ -8,14 +8,12 @@ import (
 	"time"
 )
 
-// Report is how far a command has come. All counts are totals since its start.
-type Report struct {
-	Phase string // what is being done, one or two words: "freezing", "pages"
-	Bytes uint64 // of the stream
-	Pages uint64 // of memory, in the target's page size
+// ProgressFlags are the flags of a command that shows progress.
+type ProgressFlags struct {
+	ProgressFD int `name:"progress-fd" placeholder:"N" help:"Write progress to descriptor N, a JSON object a line."`
 }
 
-// progress shows reports: on standard error, in one line that is written over
+// progress shows how far a command has come: on standard error, in one line that is written over
 // and over, when that is a terminal; on the descriptor of --progress-fd, a JSON
 // object a line. It shows nothing until StartProgress.
 type progress struct {
@@ -25,12 +23,14 @@ type progress struct {
 	stopped sync.WaitGroup
 
 	mu       sync.Mutex
-	now      Report
+	count    func() uint64 // bytes of the stream so far
+	phase    string        // what is being done; "" until the first report
+	pages    uint64
+	began    time.Time // when the phase began, and the bytes there were
+	before   uint64
 	machine  *os.File
 	terminal bool
-	drawn    bool
-	phase    time.Time // when the phase began, and the bytes there were
-	before   uint64
+	drawn    bool // there is a line on the terminal
 }
 
 // Machine is one line on the descriptor of --progress-fd.
@@ -49,9 +49,10 @@ const (
 	progressQuiet = time.Second
 )
 
-// StartProgress begins to show progress. fd is the value of --progress-fd, 0 for
-// none.
-func (a *App) StartProgress(fd int) error {
+// StartProgress begins to show progress. count gives the bytes of the stream
+// that have passed (Input.Count, Output.Count).
+func (a *App) StartProgress(flags ProgressFlags, count func() uint64) error {
+	fd := flags.ProgressFD
 	var machine *os.File
 	switch {
 	case fd == 1 || fd < 0:
@@ -67,7 +68,7 @@ func (a *App) StartProgress(fd int) error {
 	p := &a.progress
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.machine, p.terminal = machine, isTerminal(os.Stderr)
+	p.count, p.machine, p.terminal = count, machine, isTerminal(os.Stderr)
 	p.done = make(chan struct{})
 	p.stopped.Go(p.run)
 	return nil
@@ -88,60 +89,62 @@ func (p *progress) run() {
 	}
 }
 
-// Progress takes a report. It is cheap: it may be called for every record.
-func (a *App) Progress(r Report) {
+// Progress reports what is being done, in one or two words, and how many pages of
+// memory have been handled since the start. It is cheap: it may be called for
+// every record.
+func (a *App) Progress(phase string, pages uint64) {
 	p := &a.progress
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	changed := r.Phase != p.now.Phase
-	if changed {
-		p.phase, p.before = time.Now(), r.Bytes
-	}
-	p.now = r
-	if changed {
-		p.emit(r.Phase)
+	p.pages = pages
+	if phase != p.phase && p.count != nil {
+		p.phase, p.began, p.before = phase, time.Now(), p.count()
+		p.emit(phase)
 	}
 }
 
 func (p *progress) show() {
-	if p.now.Phase == "" {
+	if p.phase == "" {
 		return
 	}
 	if p.terminal && time.Since(p.start) >= progressQuiet {
 		fmt.Fprintf(os.Stderr, "\r%s: %s\x1b[K", p.name, p.text())
 		p.drawn = true
 	}
-	p.emit(p.now.Phase)
+	p.emit(p.phase)
 }
 
-func (p *progress) rate() uint64 {
-	seconds := time.Since(p.phase).Seconds()
-	if seconds <= 0 || p.now.Bytes < p.before {
+// rate is that of the phase, in bytes a second.
+func (p *progress) rate(bytes uint64) uint64 {
+	seconds := time.Since(p.began).Seconds()
+	if seconds <= 0 {
 		return 0
 	}
-	return uint64(float64(p.now.Bytes-p.before) / seconds)
+	return uint64(float64(bytes-p.before) / seconds)
 }
 
 func (p *progress) text() string {
-	if p.now.Phase == "" {
+	if p.phase == "" {
 		return fmt.Sprintf("starting, %.1f s", time.Since(p.start).Seconds())
 	}
-	text := fmt.Sprintf("%s: %s", p.now.Phase, Size(p.now.Bytes))
-	if p.now.Pages > 0 {
-		text += fmt.Sprintf(", %d pages", p.now.Pages)
+	bytes := p.count()
+	text := fmt.Sprintf("%s: %s", p.phase, Size(bytes))
+	if p.pages > 0 {
+		text += fmt.Sprintf(", %d pages", p.pages)
 	}
-	return text + fmt.Sprintf(", %s/s, %.1f s", Size(p.rate()), time.Since(p.start).Seconds())
+	return text + fmt.Sprintf(", %s/s, %.1f s", Size(p.rate(bytes)), time.Since(p.start).Seconds())
 }
 
 func (p *progress) emit(phase string) {
 	if p.machine == nil {
 		return
 	}
-	line, err := json.Marshal(Machine{phase, p.now.Bytes, p.now.Pages, p.rate(), time.Since(p.start).Seconds()})
+	bytes := p.count()
+	line, err := json.Marshal(Machine{phase, bytes, p.pages, p.rate(bytes), time.Since(p.start).Seconds()})
 	if err != nil {
 		return // cannot be: numbers and a string
 	}
-	if _, err := p.machine.Write(append(line, '\n')); err != nil {
+	if err := writeNow(p.machine, append(line, '\n')); err != nil {
 		p.machine = nil // whoever watched has gone; the work goes on
 	}
 }

@@ -144,6 +144,22 @@ func (a *App) writeSome(fd int, regular bool, bufs [][]byte) (int, error) {
 		func() (int, error) { return unix.Write(fd, bufs[0][:min(len(bufs[0]), 4096)]) })
 }
 
+// writeNow writes a line of progress, or drops it where it would have to wait:
+// nobody's reading of it may hold up the work, with processes stopped. A pipe
+// takes a line whole or not at all, pipe(7).
+func writeNow(f *os.File, line []byte) error {
+	return withFD(f, func(fd int) error {
+		_, err := unix.Pwritev2(fd, [][]byte{line}, -1, unix.RWF_NOWAIT)
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ESPIPE) {
+			_, err = unix.Write(fd, line) // a terminal, or a file on an old kernel
+		}
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			return nil
+		}
+		return err
+	})
+}
+
 // withFD calls fn with the descriptor of a file, without changing its mode as
 // File.Fd may.
 func withFD(f *os.File, fn func(fd int) error) error {

@@ -25,6 +25,11 @@ func (a *App) write(f *os.File, _ bool, bufs ...[]byte) (written int, err error)
 	return written, nil
 }
 
+func writeNow(f *os.File, line []byte) error {
+	_, err := f.Write(line)
+	return err
+}
+
 func widenPipe(*os.File) {}
 
 func createBeside(path string) (*os.File, string, error) { return createNamed(path) }
