@@ -1,0 +1,145 @@
+package memory
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/object"
+)
+
+// The kernel shows of a mapping: /proc/PID/maps (range, permissions, offset, file) and the VmFlags line of smaps
+// (proc_pid_smaps(5), fs/proc/task_mmu.c). Not shown, and checked for elsewhere: its NUMA policy (numa_maps) and guard regions
+// (PAGEMAP_SCAN). Lost: nothing else that a program can ask for; whether MADV_FREE was called on a page is not kept, the
+// page is.
+
+// unkept are the flags of mappings that cannot be rebuilt, in the order of looking.
+var unkept = [...]struct{ code, what string }{
+	{"ht", "memory of hugetlbfs pages cannot be checkpointed"},
+	{"io", "device memory cannot be checkpointed"},
+	{"pf", "device memory cannot be checkpointed"},
+	{"mm", "device memory cannot be checkpointed"},
+	{"de", "memory that belongs to a driver cannot be checkpointed"},
+	{"ss", "a shadow stack cannot be checkpointed"},
+	{"um", "memory registered with userfaultfd cannot be checkpointed"},
+	{"uw", "memory registered with userfaultfd cannot be checkpointed"},
+	{"ui", "memory registered with userfaultfd cannot be checkpointed"},
+	{"sf", "a synchronous mapping of persistent memory (MAP_SYNC) cannot be checkpointed"},
+	{"mt", "memory with tags (MTE) cannot be checkpointed"},
+	{"bt", "memory with branch protection (BTI) cannot be checkpointed"},
+	{"ar", "memory with architecture-specific attributes cannot be checkpointed"},
+}
+
+// natural are the flags that follow from permissions, file and kernel by themselves: "sh" and "mw" of what is shared from
+// how the file is opened, "sd" is the tracking of the dumps of others, "gu" only says that guard regions may exist.
+var natural = [...]string{"rd", "wr", "ex", "sh", "mr", "mw", "me", "ms", "sd", "gu"}
+
+// special says what kind of thing a name in brackets is.
+type special int
+
+const (
+	ordinary special = iota
+	vdsoPart
+	outside // not part of the address space: the kernel's own page that every process sees
+	foreign // made by the kernel, and not known here
+)
+
+func specialOf(a *arch.Arch, v *procfs.VMA) special {
+	name := v.Path
+	switch {
+	case !strings.HasPrefix(name, "["), v.Inode != 0 || v.Major != 0 || v.Minor != 0:
+		return ordinary
+	case name == "[heap]", strings.HasPrefix(name, "[stack"), strings.HasPrefix(name, "[anon:"):
+		return ordinary
+	case a.VDSO.IsPart(name):
+		return vdsoPart
+	case name == "[vsyscall]":
+		return outside
+	}
+	return foreign
+}
+
+// areaOf turns a line of smaps into an Area without its object. The error says why it cannot be kept.
+func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
+	area := Area{Start: uint64(v.Start), End: uint64(v.End), Perms: v.Prot.String()}
+	kind := specialOf(a, &v.VMA)
+	if kind == foreign {
+		return area, object.Unsupportedf("memory that the kernel made for itself cannot be checkpointed")
+	}
+	if v.End > a.TaskSize {
+		return area, object.Unsupportedf("an address beyond %v cannot be checkpointed", a.TaskSize)
+	}
+	if kind == vdsoPart {
+		area.Name = v.Path
+		return area, nil
+	}
+	if v.Path == "/[aio] (deleted)" || v.Path == "/[aio]" {
+		return area, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
+	}
+	for _, u := range unkept {
+		if v.Flags.Has(u.code) {
+			return area, object.Unsupportedf("%s", u.what)
+		}
+	}
+	if v.ProtectionKey != 0 {
+		return area, object.Unsupportedf("memory with protection key %d cannot be checkpointed", v.ProtectionKey)
+	}
+	shared := v.Prot&procfs.ProtShared != 0
+	var f flag
+	for _, code := range v.Flags.Codes() {
+		i := slices.Index(flagCodes[:], code)
+		switch {
+		case code == "mw" && !shared: // every private mapping has it
+		case i >= 0:
+			f |= 1 << i
+		case !slices.Contains(natural[:], code):
+			return area, object.Unsupportedf("memory with the flag %q, which this build does not know, cannot be checkpointed", code)
+		}
+	}
+	if v.AnonHuge != 0 {
+		f |= flagTHP
+	}
+	area.Flags = f.String()
+	if strings.HasPrefix(v.Path, "[anon:") || strings.HasPrefix(v.Path, "[anon_shmem:") {
+		area.Name = v.Path
+	}
+	if hasObject(&v.VMA) {
+		area.Offset = v.Offset
+	}
+	return area, nil
+}
+
+// hasObject says whether a mapping has a file behind it, be it an internal one of the kernel.
+func hasObject(v *procfs.VMA) bool { return v.Inode != 0 || v.Major != 0 || v.Minor != 0 }
+
+// nameOf says in a message what a mapping is.
+func nameOf(v *procfs.VMA) string {
+	s := "mapping " + span(v.Start, v.End)
+	if v.Path != "" {
+		s += " of " + v.Path
+	}
+	return s
+}
+
+// checkVDSO says whether the parts of the vdso lie as the kernel lays them: each once, in order, one right behind the other.
+func checkVDSO(a *arch.Arch, areas []Area) error {
+	last, next := -1, uint64(0)
+	code := false
+	for i := range areas {
+		part := slices.Index(a.VDSO.Parts, areas[i].Name)
+		if areas[i].Name == "" || part < 0 {
+			continue
+		}
+		if part <= last || last >= 0 && areas[i].Start != next {
+			return fmt.Errorf("%s lies where the kernel does not put it", areas[i].Name)
+		}
+		last, next = part, areas[i].End
+		code = code || areas[i].Name == a.VDSO.Code
+	}
+	if last >= 0 && !code {
+		return fmt.Errorf("%s is missing", a.VDSO.Code)
+	}
+	return nil
+}

@@ -1,0 +1,241 @@
+package memory
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// mmKey is the identity of an address space in a dump, vdsoKey that of a vdso: its contents.
+type (
+	mmKey   struct{ id kernelview.ID }
+	vdsoKey string
+)
+
+// mmDump is the dump of one address space.
+type mmDump struct {
+	d       *object.Dumper
+	p       *object.Process
+	tid     int
+	objects map[objectKey]mapped // by what maps says
+	current *procfs.SmapsVMA     // the mapping that is being looked at
+}
+
+// objectKey is what /proc/PID/maps says of a mapped object.
+type objectKey struct {
+	major, minor uint32
+	inode        uint64
+	path         string
+}
+
+// Dump adds the address space of p and whatever it refers to, and sets p.MM. Everything in it that cannot be kept is
+// refused (Dumper.Refuse); the error is about the dump itself. A zombie has none.
+func Dump(d *object.Dumper, p *object.Process) error {
+	if p.Zombie {
+		return nil
+	}
+	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}}
+	as, ok := p.View.MM.Get()
+	if !ok {
+		return m.unknown("the address space")
+	}
+	if as.ID == 0 {
+		return p.Error("", errors.New("it has no address space"))
+	}
+	ref, err := d.Once(mmKey{as.ID}, func() (stream.Ref, error) { return m.dump(&as) })
+	if err != nil {
+		var named *object.Error
+		if !errors.As(err, &named) {
+			err = p.Error("", err)
+		}
+		return err
+	}
+	p.MM = ref
+	return nil
+}
+
+func (m *mmDump) unknown(what string) error {
+	return m.p.Error("", &object.Lacking{What: "this kernel does not let " + what + " be known"})
+}
+
+func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
+	mm, err := m.state(as)
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	areas, parts, err := m.areas()
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	if err := checkVDSO(m.d.Arch, areas); err != nil {
+		m.d.Refuse(m.p.Error("", object.Unsupportedf("the vdso cannot be checkpointed: %v", err)))
+	} else if mm.VDSO, err = m.vdso(areas); err != nil {
+		return stream.Ref{}, err
+	}
+	exe, err := m.file(procfs.Path(m.tid, "exe"), nil)
+	if err != nil {
+		if err = m.refuse("executable", err); err != nil {
+			return stream.Ref{}, err
+		}
+	}
+	mm.Exe = exe.ref
+	if mm.Guards, err = guards(m.tid, m.d.Arch.TaskSize); err != nil {
+		return stream.Ref{}, err
+	}
+	if err := m.policies(); err != nil {
+		return stream.Ref{}, err
+	}
+	ref := m.d.Add(TypeMM, mm)
+	for len(areas) > 0 {
+		n := min(len(areas), areasPerRecord)
+		m.d.AddPlain(TypeAreas, &Areas{MM: ref, Areas: areas[:n]})
+		areas = areas[n:]
+	}
+	c := contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts}
+	m.d.AddBulk(ref, func(w *stream.Writer) error {
+		if err := c.write(w, ref); err != nil {
+			return m.p.Error("", err)
+		}
+		return nil
+	})
+	return ref, nil
+}
+
+// refuse remembers a refusal about something of the process; any other error is returned.
+func (m *mmDump) refuse(what string, err error) error {
+	var u *object.Unsupported
+	err = m.p.Error(what, err)
+	if errors.As(err, &u) {
+		m.d.Refuse(err)
+		return nil
+	}
+	return err
+}
+
+// areas looks at all mappings. parts are those whose pages are kept.
+func (m *mmDump) areas() (areas []Area, parts []part, err error) {
+	list, err := procfs.ReadSmaps(m.tid)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(list) == 0 {
+		return nil, nil, errors.New("it has no mappings")
+	}
+	a := m.d.Arch
+	areas = make([]Area, 0, len(list))
+	for i := range list {
+		v := &list[i]
+		m.current = v
+		if specialOf(a, &v.VMA) == outside {
+			continue
+		}
+		area, err := areaOf(a, v)
+		if err == nil && v.KernelPageSize != 0 && v.KernelPageSize<<10 != uint64(a.PageSize) {
+			err = object.Unsupportedf("memory of pages of %d KiB cannot be checkpointed", v.KernelPageSize)
+		}
+		var of mapped
+		if err == nil && hasObject(&v.VMA) {
+			if of, err = m.object(v); err == nil {
+				err = fits(v, of)
+			}
+		}
+		if err != nil {
+			if err = m.refuse(nameOf(&v.VMA), err); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		area.Of = of.ref
+		if of.shm {
+			area.Flags = strings.TrimPrefix(strings.TrimPrefix(area.Flags, "mw"), " ") // always open for writing
+		}
+		areas = append(areas, area)
+		if v.Prot&procfs.ProtShared != 0 || area.Name != "" && area.Name != a.VDSO.Code && a.VDSO.IsPart(area.Name) {
+			continue
+		}
+		parts = append(parts, part{
+			start: v.Start, end: v.End,
+			zeros:    !of.ref.IsZero() || area.Name == a.VDSO.Code,
+			readable: v.Prot&procfs.ProtRead != 0,
+		})
+	}
+	return areas, parts, nil
+}
+
+// object returns what a mapping shows, looking at each object once a process.
+func (m *mmDump) object(v *procfs.SmapsVMA) (mapped, error) {
+	key := objectKey{v.Major, v.Minor, v.Inode, v.Path}
+	if of, ok := m.objects[key]; ok {
+		return of, nil
+	}
+	path := procfs.Path(m.tid, fmt.Sprintf("map_files/%x-%x", uint64(v.Start), uint64(v.End)))
+	of, err := m.file(path, v)
+	if err == nil {
+		m.objects[key] = of
+	}
+	return of, err
+}
+
+// fits says whether a mapping can be made of its object as a restore will have it.
+func fits(v *procfs.SmapsVMA, of mapped) error {
+	shared := v.Prot&procfs.ProtShared != 0
+	switch {
+	case of.deleted && shared:
+		return object.Unsupportedf("a shared mapping of a deleted file cannot be checkpointed")
+	case of.shm && !shared:
+		return object.Unsupportedf("a private mapping of shared memory cannot be checkpointed")
+	case of.shm && !v.Flags.Has("mw"):
+		return object.Unsupportedf("a read-only mapping of shared memory opened elsewhere cannot be checkpointed")
+	}
+	return nil
+}
+
+// vdso dumps the code that the kernel has mapped into the process; zero when it is not mapped.
+func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
+	for i := range areas {
+		if areas[i].Name != m.d.Arch.VDSO.Code {
+			continue
+		}
+		size := areas[i].End - areas[i].Start
+		if size > 1<<19 {
+			return stream.Ref{}, fmt.Errorf("reading the vdso: it has %d bytes", size)
+		}
+		image := make([]byte, size)
+		if err := sys.Read(m.tid, arch.Addr(areas[i].Start), image); err != nil {
+			return stream.Ref{}, fmt.Errorf("reading the vdso: %w", err)
+		}
+		return m.d.Once(vdsoKey(image), func() (stream.Ref, error) { return m.d.Add(TypeVDSO, &VDSO{Image: image}), nil })
+	}
+	return stream.Ref{}, nil
+}
+
+// policies refuses mappings with a NUMA policy (mbind(2), or set_mempolicy(2) of the task: numa_maps shows both alike).
+func (m *mmDump) policies() error {
+	var r procfs.Reader
+	b, err := r.Task(m.tid, "numa_maps")
+	if errors.Is(err, unix.ENOENT) {
+		return nil // a kernel without NUMA has no policies
+	}
+	if err != nil {
+		return err
+	}
+	for line := range bytes.Lines(b) {
+		at, rest, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
+		policy, _, _ := bytes.Cut(rest, []byte{' '})
+		if string(policy) != "default" && string(policy) != "" {
+			m.d.Refuse(m.p.Error("mapping "+string(at), object.Unsupportedf("memory with the NUMA policy %s cannot be checkpointed", policy)))
+			return nil
+		}
+	}
+	return nil
+}

@@ -1,0 +1,333 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+const (
+	// fillWorkers write at the same time: the cost is in the kernel, which makes fresh pages.
+	fillWorkers = 2
+	// fillBuffers of maxPages each are in use at most. They must reach across two stripes, or only one worker works.
+	fillBuffers = 24
+	// A stripe of memory belongs to one worker, so that of two records with the same page the later wins, and so that a huge
+	// page is touched by one of them only.
+	stripeShift = 21
+)
+
+// Filler writes pages records into address spaces and shared memory. Put, Map, Buffer and Wait are for one goroutine; the writing
+// is done by others. An error is returned by the next Put or by Wait.
+type Filler struct {
+	r       *object.Restorer
+	spaces  map[stream.Ref]*Space
+	targets map[uint32]*target // by objref
+
+	jobs   [fillWorkers]chan job
+	done   sync.WaitGroup
+	free   chan []byte
+	made   int
+	lent   []byte // what Buffer gave last
+	failed atomic.Pointer[error]
+	ended  bool
+}
+
+// target is where pages go: the memory of a task, or shared memory.
+type target struct {
+	space *Space
+	tid   int
+	mem   *sys.FD // /proc/TID/mem, which writes where the mapping forbids it
+	shm   *shmHandle
+}
+
+// job is one piece of a record, for one worker.
+type job struct {
+	to   *target
+	at   uint64
+	data []byte
+	// how the data lies in mappings: forced[i] says whether the next lengths[i] bytes go through /proc/PID/mem. Without
+	// entries all of it does not.
+	pieces []piece
+	load   *load
+}
+
+type piece struct {
+	length int
+	forced bool
+}
+
+// load is a buffer in use by some jobs.
+type load struct {
+	data []byte
+	jobs atomic.Int32
+}
+
+// NewFiller starts the workers. Wait must be called, whatever happens.
+func NewFiller(r *object.Restorer, spaces map[stream.Ref]*Space) *Filler {
+	f := &Filler{r: r, spaces: spaces, targets: map[uint32]*target{}, free: make(chan []byte, fillBuffers)}
+	for i := range f.jobs {
+		f.jobs[i] = make(chan job, 2*fillBuffers)
+		f.done.Add(1)
+		go f.work(f.jobs[i])
+	}
+	return f
+}
+
+// Map says which task's memory is the address space ref: any live thread of it, after Layout has run.
+func (f *Filler) Map(ref stream.Ref, tid int) error {
+	space := f.spaces[ref]
+	if space == nil {
+		return object.BadImagef("object %d is not an address space", ref.ID)
+	}
+	mem, err := sys.Open(procfs.Path(tid, "mem"), unix.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	f.targets[ref.ID] = &target{space: space, tid: tid, mem: mem}
+	return nil
+}
+
+// Buffer is for stream.Reader.SetBuffers: it lets the reader put contents where the workers take them from, which saves a
+// copy. It waits until a buffer is free.
+func (f *Filler) Buffer(t stream.Type, n int) []byte {
+	if t != object.TypePages || n > maxPages {
+		return nil
+	}
+	if f.lent == nil {
+		f.lent = f.buffer(maxPages)
+	}
+	return f.lent
+}
+
+// buffer returns n bytes of memory that give takes back.
+func (f *Filler) buffer(n int) []byte {
+	if n > maxPages {
+		return make([]byte, n)
+	}
+	select {
+	case b := <-f.free:
+		return b[:n]
+	default:
+	}
+	if f.made < fillBuffers {
+		f.made++
+		return make([]byte, maxPages)[:n]
+	}
+	return (<-f.free)[:n]
+}
+
+func (f *Filler) give(b []byte) {
+	if cap(b) == maxPages {
+		f.free <- b[:maxPages]
+	}
+}
+
+// Put takes a pages record. Its memory is not used after the call unless it came from Buffer.
+func (f *Filler) Put(rec *stream.Record) error {
+	if err := f.failed.Load(); err != nil {
+		return *err
+	}
+	var meta Pages
+	if err := rec.Decode(&meta); err != nil {
+		return object.BadImagef("%w", err)
+	}
+	data, err := rec.Data()
+	if err != nil {
+		return err
+	}
+	if len(data) == 0 {
+		return object.BadImagef("%v: no contents", rec)
+	}
+	to, err := f.target(meta.Of)
+	if err != nil {
+		return fmt.Errorf("%v: %w", rec, err)
+	}
+	var pieces []piece
+	if to.space != nil {
+		pieces, err = to.space.pieces(meta.Addr, uint64(len(data)))
+	} else {
+		err = to.shm.holds(meta.Addr, uint64(len(data)), f.r.Plan.Header.PageSize)
+	}
+	if err != nil {
+		return object.BadImagef("%v: %w", rec, err)
+	}
+	l := &load{}
+	if f.lent != nil && &f.lent[0] == &data[0] {
+		l.data, f.lent = f.lent, nil
+	} else {
+		l.data = f.buffer(len(data))
+		copy(l.data, data)
+		data = l.data[:len(data)]
+	}
+	f.share(job{to: to, at: meta.Addr, data: data, pieces: pieces, load: l})
+	return nil
+}
+
+// target returns where contents of an object go.
+func (f *Filler) target(ref stream.Ref) (*target, error) {
+	if t := f.targets[ref.ID]; t != nil {
+		return t, nil
+	}
+	if ref.Class != string(TypeShm) {
+		return nil, object.BadImagef("pages of object %d, which is no memory of a process", ref.ID)
+	}
+	h, err := object.Recall[shmHandle](f.r, ref)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{shm: h}
+	f.targets[ref.ID] = t
+	return t, nil
+}
+
+// pieces says how a range is to be written; an error when a part of it is not memory that contents can be written to.
+func (s *Space) pieces(at, length uint64) ([]piece, error) {
+	if !pageAligned(at|length, s.pageSize) || at+length < at {
+		return nil, fmt.Errorf("pages at %#x are not aligned", at)
+	}
+	areas := s.covered(arch.Addr(at), arch.Addr(at+length))
+	if areas == nil {
+		return nil, fmt.Errorf("pages at %x-%x, where nothing is mapped", at, at+length)
+	}
+	var out []piece
+	for i := range areas {
+		v := &areas[i]
+		if v.shared || v.part && v.name != s.arch.VDSO.Code {
+			return nil, fmt.Errorf("pages at %x-%x, in mapping %s, which has no contents of its own", at, at+length, span(v.start, v.end))
+		}
+		n := int(min(uint64(v.end), at+length) - max(uint64(v.start), at))
+		forced := v.part || v.firstProt()&unix.PROT_WRITE == 0
+		if k := len(out); k > 0 && out[k-1].forced == forced {
+			out[k-1].length += n
+			continue
+		}
+		out = append(out, piece{n, forced})
+	}
+	return out, nil
+}
+
+func (h *shmHandle) holds(at, length uint64, pageSize int) error {
+	size := (h.size + uint64(pageSize) - 1) &^ uint64(pageSize-1)
+	if !pageAligned(at|length, pageSize) || at > size || length > size-at {
+		return fmt.Errorf("pages at %#x of shared memory of %d bytes", at, h.size)
+	}
+	return nil
+}
+
+// share gives a record to the workers that own its stripes.
+func (f *Filler) share(j job) {
+	j.load.jobs.Store(1)
+	for {
+		stripeEnd := (j.at>>stripeShift + 1) << stripeShift
+		if j.at+uint64(len(j.data)) <= stripeEnd {
+			f.jobs[j.at>>stripeShift%fillWorkers] <- j
+			return
+		}
+		n := int(stripeEnd - j.at)
+		head := j
+		head.data = j.data[:n]
+		head.pieces, j.pieces = cut(j.pieces, n)
+		j.data, j.at = j.data[n:], stripeEnd
+		j.load.jobs.Add(1)
+		f.jobs[head.at>>stripeShift%fillWorkers] <- head
+	}
+}
+
+// cut splits pieces behind n bytes.
+func cut(pieces []piece, n int) (head, tail []piece) {
+	for i, p := range pieces {
+		if p.length >= n {
+			head = append(head, piece{n, p.forced})
+			if p.length > n {
+				tail = append(tail, piece{p.length - n, p.forced})
+			}
+			return head, append(tail, pieces[i+1:]...)
+		}
+		head = append(head, p)
+		n -= p.length
+	}
+	return head, nil
+}
+
+func (f *Filler) work(jobs chan job) {
+	defer f.done.Done()
+	for j := range jobs {
+		if f.failed.Load() == nil {
+			if err := j.write(); err != nil {
+				f.failed.CompareAndSwap(nil, &err)
+			}
+		}
+		if j.load.jobs.Add(-1) == 0 {
+			f.give(j.load.data)
+		}
+	}
+}
+
+func (j *job) write() error {
+	if j.to.shm != nil {
+		fd := j.to.shm.fd
+		if err := pwriteAll(fd, j.data, j.at); err != nil {
+			return fmt.Errorf("writing %d bytes at %#x of shared memory: %w", len(j.data), j.at, err)
+		}
+		return nil
+	}
+	at, data := j.at, j.data
+	for _, p := range j.pieces {
+		var err error
+		if p.forced {
+			err = pwriteAll(j.to.mem.Int(), data[:p.length], at)
+		} else {
+			err = sys.Write(j.to.tid, arch.Addr(at), data[:p.length])
+		}
+		if err != nil {
+			return fmt.Errorf("filling memory of pid %d at %#x: %w", j.to.tid, at, err)
+		}
+		at, data = at+uint64(p.length), data[p.length:]
+	}
+	return nil
+}
+
+// Wait waits until everything is written, and ends the workers. It returns the first error.
+func (f *Filler) Wait() error {
+	if !f.ended {
+		f.ended = true
+		for _, c := range f.jobs {
+			close(c)
+		}
+	}
+	f.done.Wait()
+	for _, t := range f.targets {
+		_ = t.mem.Close() // its writes are not delayed
+	}
+	if err := f.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// pwriteAll writes all of b at offset of a descriptor.
+func pwriteAll(fd int, b []byte, offset uint64) error {
+	for len(b) > 0 {
+		n, err := unix.Pwrite(fd, b, int64(offset))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return unix.EIO
+		}
+		b, offset = b[n:], offset+uint64(n)
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+package memory
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// File is the record of a file that is mapped or executed. A mapping keeps a file open for itself, but of that open file it
+// shows nothing but the file and whether it may be written to, so that this record, unlike those of descriptors, is about the
+// file. The kernel shows it as /proc/PID/map_files/START-END (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the initial
+// user namespace).
+type File struct {
+	Path string `msgpack:"path"`
+	Size uint64 `msgpack:"size,omitempty"` // bytes, when it was dumped
+	// BuildID identifies the build of an ELF file: the GNU build id, else Go's; empty for none.
+	BuildID []byte `msgpack:"build_id,omitempty"`
+	Zero    bool   `msgpack:"zero,omitempty"` // the device 1:5, /dev/zero
+	// Deleted: it has no name any more, and its contents follow in data records. Path is the name that it had.
+	Deleted bool   `msgpack:"deleted,omitempty"`
+	Mode    uint32 `msgpack:"mode,omitempty"` // permissions, of a deleted one
+	UID     uint32 `msgpack:"uid,omitempty"`
+	GID     uint32 `msgpack:"gid,omitempty"`
+}
+
+const deletedSuffix = " (deleted)"
+
+var zeroDevice = unix.Mkdev(1, 5)
+
+// fileKey is the identity of a mapped file in a dump.
+type fileKey struct {
+	dev, ino uint64
+	path     string
+}
+
+// mapped is what a mapping shows, as far as the dump of its address space needs it.
+type mapped struct {
+	ref     stream.Ref
+	shm     bool
+	deleted bool
+}
+
+// look reads what is behind a /proc link to a file.
+func look(path string) (link string, st unix.Stat_t, err error) {
+	if link, err = os.Readlink(path); err == nil {
+		// Following the link does not open the file, so that a lease on it is not broken.
+		if err = unix.Stat(path, &st); err != nil {
+			err = fmt.Errorf("looking at %s: %w", path, err)
+		}
+	}
+	if errors.Is(err, unix.EPERM) {
+		err = &object.Lacking{What: "reading " + path, Err: err, Do: "it needs CAP_CHECKPOINT_RESTORE"}
+	}
+	return link, st, err
+}
+
+// file dumps the file behind a /proc link of the process: a mapping or the executable. v is the mapping through which it
+// was met, nil for the executable.
+func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
+	link, st, err := look(path)
+	if err != nil {
+		return mapped{}, err
+	}
+	name := strings.TrimSuffix(link, deletedSuffix)
+	switch {
+	case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == zeroDevice:
+		return m.addFile(fileKey{st.Dev, st.Ino, link}, &File{Path: link, Zero: true}, path)
+	case st.Mode&unix.S_IFMT == unix.S_IFCHR:
+		return mapped{}, object.Unsupportedf("character device %d:%d cannot be checkpointed", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return mapped{}, object.Unsupportedf("%s cannot be checkpointed", link)
+	case name == "/[aio]":
+		return mapped{}, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
+	case name == "/secretmem":
+		return mapped{}, object.Unsupportedf("secret memory (memfd_secret) cannot be checkpointed")
+	case strings.HasPrefix(name, "/memfd:"):
+		return mapped{}, object.Unsupportedf("a mapped memfd cannot be checkpointed")
+	}
+	internal, err := shmDevice()
+	if err != nil {
+		return mapped{}, err
+	}
+	if st.Dev == internal {
+		switch {
+		case link == "/dev/zero"+deletedSuffix && v != nil:
+			return m.shm(path, &st)
+		case strings.HasPrefix(name, "/SYSV"):
+			return mapped{}, object.Unsupportedf("System V shared memory cannot be checkpointed")
+		}
+		return mapped{}, object.Unsupportedf("memory of a driver (%s) cannot be checkpointed", link)
+	}
+	f := &File{Path: link, Size: uint64(st.Size)}
+	if v != nil && v.Offset == 0 {
+		f.BuildID = m.buildID(v)
+	}
+	if m.leadsTo(link, &st) {
+		return m.addFile(fileKey{st.Dev, st.Ino, link}, f, path)
+	}
+	if st.Nlink > 0 {
+		return mapped{}, object.Unsupportedf("the file is not found by its name any more, which was %s", name)
+	}
+	if name == link {
+		return mapped{}, object.Unsupportedf("the file has no name that can be found")
+	}
+	f.Path, f.Deleted, f.Mode, f.UID, f.GID = name, true, st.Mode&0o7777, st.Uid, st.Gid
+	return m.addFile(fileKey{st.Dev, st.Ino, link}, f, path)
+}
+
+func (m *mmDump) addFile(key fileKey, f *File, path string) (mapped, error) {
+	ref, err := m.d.Once(key, func() (stream.Ref, error) {
+		ref := m.d.Add(TypeFile, f)
+		if f.Deleted {
+			// Kept open, since the mapping that leads to the file may be gone when a thawed target is read.
+			fd, err := sys.Open(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return stream.Ref{}, err
+			}
+			m.d.AddBulk(ref, func(w *stream.Writer) error {
+				defer fd.Close()
+				return writeFile(w, ref, fd, f)
+			})
+		}
+		return ref, nil
+	})
+	return mapped{ref: ref, deleted: f.Deleted}, err
+}
+
+// leadsTo says whether a name leads to the file that st describes, in the caller's mount namespace or in the target's.
+func (m *mmDump) leadsTo(name string, st *unix.Stat_t) bool {
+	if !filepath.IsAbs(name) {
+		return false
+	}
+	for _, root := range [...]string{"", fmt.Sprintf("/proc/%d/root", m.tid)} {
+		var at unix.Stat_t
+		if unix.Lstat(root+name, &at) == nil && at.Dev == st.Dev && at.Ino == st.Ino {
+			return true
+		}
+	}
+	return false
+}
+
+// buildID reads the build ID of an ELF file from the memory of the process, through the mapping of its beginning: opening
+// the file could break somebody's lease on it.
+func (m *mmDump) buildID(v *procfs.SmapsVMA) []byte {
+	if v.Prot&procfs.ProtRead == 0 {
+		return nil
+	}
+	return bytes.Clone(buildID(remoteReader{m.tid, v}))
+}
+
+// remoteReader reads a mapping as the file that it shows.
+type remoteReader struct {
+	tid int
+	v   *procfs.SmapsVMA
+}
+
+// ReadAt reads what lies inside of the mapping. Less than all is an error without a meaning of its own.
+func (r remoteReader) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || uint64(off) >= r.v.Size() {
+		return 0, unix.EFAULT
+	}
+	n := min(uint64(len(b)), r.v.Size()-uint64(off))
+	at := sys.RemoteRange{Addr: r.v.Start + addr(off), Len: int(n)}
+	got, err := sys.ProcessVMReadv(r.tid, [][]byte{b[:n]}, []sys.RemoteRange{at})
+	if err == nil && got < len(b) {
+		err = unix.EFAULT
+	}
+	return max(got, 0), err
+}
+
+// writeFile writes the contents of a file, holes aside.
+func writeFile(w *stream.Writer, ref stream.Ref, fd *sys.FD, f *File) error {
+	b := getBuffer()
+	defer b.put()
+	err := eachData(fd, f.Size, func(start, end uint64) error {
+		for start < end {
+			n, err := readAt(fd, b.data[:min(end-start, maxPages)], start)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return errors.New("the file became shorter")
+			}
+			if err := w.Put(object.TypeData, 0, &object.Data{Of: ref, Offset: start}, b.data[:n]); err != nil {
+				return err
+			}
+			start += uint64(n)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("writing the contents of deleted file %s: %w", f.Path, err)
+	}
+	return nil
+}
+
+// eachData calls f for each part below size that is not a hole (lseek(2) SEEK_DATA; a file system without holes says that all
+// is data).
+func eachData(fd *sys.FD, size uint64, f func(start, end uint64) error) error {
+	for at := uint64(0); at < size; {
+		start, err := unix.Seek(fd.Int(), int64(at), unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only a hole is left
+		}
+		if err != nil {
+			return fmt.Errorf("looking for data: %w", err)
+		}
+		end, err := unix.Seek(fd.Int(), start, unix.SEEK_HOLE)
+		if err != nil {
+			return fmt.Errorf("looking for a hole: %w", err)
+		}
+		at = uint64(end)
+		if uint64(start) >= size {
+			return nil
+		}
+		if err := f(uint64(start), min(at, size)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readAt fills b from offset, unless the file ends first.
+func readAt(fd *sys.FD, b []byte, offset uint64) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := unix.Pread(fd.Int(), b[done:], int64(offset)+int64(done))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		if n == 0 {
+			break
+		}
+		done += n
+	}
+	return done, nil
+}
