@@ -138,3 +138,57 @@ func (j *Job) Check(name string) {
 	j.T.Helper()
 	j.MustSh(fmt.Sprintf("cr-filter check < %q >/dev/null", j.Image(name)))
 }
+
+// Migrate runs a script that sends the tree elsewhere, makes DIR/AUX "sent" when the old tree is dead, and ends with the
+// new tree's end. The program is told to look at itself in between.
+func (j *Job) Migrate(script string, env ...string) {
+	j.T.Helper()
+	j.Tasks()
+	begin := Monotonic()
+	var result Result
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		result = j.Sh(script, env...)
+	}()
+	ended := func() bool {
+		select {
+		case <-done:
+			return true
+		default:
+			return false
+		}
+	}
+	restored := func() bool {
+		if _, err := os.Stat(j.Image("sent")); err != nil {
+			return false
+		}
+		for _, pid := range marked(j.mark) {
+			if !j.known[pid] && State(pid) != 0 {
+				return true
+			}
+		}
+		return false
+	}
+	eventually(CommandTimeout, func() bool { return ended() || restored() })
+	if ended() {
+		j.T.Fatalf("%s: the pipeline ended early, with status %d:\n%s%s", j.Name, result.Status, strings.TrimSpace(result.Stderr), j.Evidence())
+	}
+	// The program is told when it was away: from the beginning at most; the least is not known from here.
+	now := Monotonic()
+	line := fmt.Sprintf("%d %d %d %d\n", begin, now, now, now)
+	if err := os.WriteFile(filepath.Join(j.Dir, "downtime"), []byte(line), 0o644); err != nil {
+		j.T.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(j.Dir, "check"), nil, 0o644); err != nil {
+		j.T.Error(err)
+	}
+	<-done
+	if result.Status != 0 {
+		j.T.Errorf("%s: the pipeline ended with status %d:\n%s%s", j.Name, result.Status, strings.TrimSpace(result.Stderr), j.Evidence())
+	}
+	data, err := os.ReadFile(filepath.Join(j.Dir, "done"))
+	if err != nil || strings.TrimSpace(string(data)) != "ok" {
+		j.T.Errorf("%s says %q (%v)%s", j.Name, strings.TrimSpace(string(data)), err, j.Evidence())
+	}
+}

@@ -1,0 +1,41 @@
+package harness
+
+// What by nature cannot be kept, or is not the task's own, each with the reason. These lists are the only differences
+// that the comparison before and after lets pass; crpipe(7) tells users the same.
+
+var ignoredStatus = map[string]string{
+	"voluntary_ctxt_switches":    "how often the scheduler was entered: history of the old task",
+	"nonvoluntary_ctxt_switches": "as above",
+	"VmPeak":                     "the highest size ever: history; no call sets it",
+	"VmHWM":                      "the highest resident size ever: history; no call sets it",
+	"VmRSS":                      "clean file pages and zero pages come back when they are touched",
+	"RssAnon":                    "as VmRSS: pages of zeros are not stored",
+	"RssFile":                    "as VmRSS",
+	"RssShmem":                   "as VmRSS",
+	"VmPTE":                      "page tables follow what is resident",
+	"VmSwap":                     "what is swapped out is the kernel's choice",
+	"FDSize":                     "slots allocated in the table: it never shrinks, and the restore may have needed more",
+	"SigQ":                       "signals queued by all of the user's processes",
+	"TracerPid":                  "a frozen task may be held by its dumper; that nobody traces afterwards has its own test",
+}
+
+var ignoredStat = map[string]string{
+	"minflt": "faults: history", "cminflt": "faults: history", "majflt": "faults: history", "cmajflt": "faults: history",
+	"utime": "CPU time used: no call sets it", "stime": "CPU time used", "cutime": "CPU time of reaped children", "cstime": "CPU time of reaped children",
+	"starttime": "the new task starts when it starts",
+	"rss":       "as VmRSS in status",
+	"vsize":     "the same as VmSize in status, which is compared",
+	"kstkesp":   "0 for a live task unless it dumps core", "kstkeip": "as kstkesp",
+	"wchan": "1 or 0, whether it waits in the kernel just now", "processor": "the CPU it last ran on",
+	"delayacct_blkio_ticks": "time waited for disks: history", "guest_time": "history", "cguest_time": "history",
+	"flags": "the kernel's own bits (forked but not executed, used the FPU, dumped core); what matters of them has lines of its own in status",
+}
+
+var ignoredFdinfo = map[string]string{
+	"eventfd-id": "a number that the kernel gives at birth",
+	"ticks":      "a periodic timer goes on ticking between the two looks",
+}
+
+var ignoredVMFlags = map[string]string{
+	"sd": "soft-dirty: set by the restore's own writing",
+}

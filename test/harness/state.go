@@ -1,0 +1,267 @@
+package harness
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+// Snapshot is everything that /proc shows of a job's tasks, one entry a value: "4711/4712 status Uid" -> "0 0 0 0".
+type Snapshot map[string]string
+
+// statNames are the fields of /proc/PID/stat, proc_pid_stat(5), from the third on.
+var statNames = strings.Fields(`state ppid pgrp session tty_nr tpgid flags minflt cminflt majflt cmajflt utime stime cutime cstime priority nice
+	num_threads itrealvalue starttime vsize rss rsslim startcode endcode startstack kstkesp kstkeip signal blocked sigignore sigcatch wchan nswap cnswap
+	exit_signal processor rt_priority policy delayacct_blkio_ticks guest_time cguest_time start_data end_data start_brk arg_start arg_end env_start
+	env_end exit_code`)
+
+// taskFiles are read whole, for every thread; processFiles for the process.
+var (
+	taskFiles    = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "children", "arch_status", "setgroups"}
+	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits", "autogroup"}
+	links        = []string{"cwd", "root", "exe"}
+)
+
+// TakeSnapshot reads all tasks of the job. They should be frozen: a running task changes under the reader.
+func (j *Job) TakeSnapshot() Snapshot {
+	s := Snapshot{}
+	names := anonymousNames{}
+	pids := j.Tasks()
+	sort.Ints(pids)
+	for _, pid := range pids {
+		s.process(j, pid, names)
+	}
+	return s
+}
+
+// anonymousNames give objects without a lasting number ("pipe:[1234]") a name by the order in which they are met, so
+// that who shares what is compared and the numbers are not.
+type anonymousNames map[string]string
+
+func (a anonymousNames) name(link string) string {
+	kind, rest, ok := strings.Cut(link, ":[")
+	if ok && strings.HasSuffix(rest, "]") && kind != "anon_inode" {
+		if a[link] == "" {
+			a[link] = fmt.Sprintf("%s#%d", kind, len(a)+1)
+		}
+		return a[link]
+	}
+	return link
+}
+
+func (s Snapshot) process(j *Job, pid int, names anonymousNames) {
+	dir := fmt.Sprintf("/proc/%d", pid)
+	put := func(key, value string) { s[fmt.Sprintf("%d %s", pid, key)] = value }
+	for _, f := range processFiles {
+		if data, err := os.ReadFile(filepath.Join(dir, f)); err == nil {
+			put(f, printable(string(data)))
+		}
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(filepath.Join(dir, l)); err == nil {
+			put(l, to)
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "ns")); err == nil {
+		for _, e := range entries {
+			if to, err := os.Readlink(filepath.Join(dir, "ns", e.Name())); err == nil {
+				put("ns "+e.Name(), to)
+			}
+		}
+	}
+	for _, m := range readMappings(pid) {
+		put("maps "+m.where, m.what)
+	}
+	s.descriptors(pid, names)
+	root := 0
+	if pid == j.Pid {
+		root = pid
+	}
+	for _, tid := range Threads(pid) {
+		s.task(pid, tid, root)
+	}
+}
+
+// printable keeps a short text and gives the length and bytes of a binary one.
+func printable(v string) string {
+	v = strings.TrimRight(v, "\n")
+	for _, r := range v {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0xfffd {
+			return hex.EncodeToString([]byte(v))
+		}
+	}
+	return v
+}
+
+func (s Snapshot) task(pid, tid, root int) {
+	dir := fmt.Sprintf("/proc/%d/task/%d", pid, tid)
+	put := func(key, value string) { s[fmt.Sprintf("%d/%d %s", pid, tid, key)] = value }
+	if data, err := os.ReadFile(dir + "/status"); err == nil {
+		for _, line := range strings.Split(string(data), "\n") {
+			name, value, _ := strings.Cut(line, ":")
+			if name == "" || ignoredStatus[name] != "" || name == "PPid" && pid == root {
+				continue
+			}
+			put("status "+name, strings.Join(strings.Fields(value), " "))
+		}
+	}
+	if data, err := os.ReadFile(dir + "/stat"); err == nil {
+		end := strings.LastIndexByte(string(data), ')')
+		for i, v := range strings.Fields(string(data[end+1:])) {
+			name := fmt.Sprintf("field %d", i+3)
+			if i < len(statNames) {
+				name = statNames[i]
+			}
+			if ignoredStat[name] != "" || name == "ppid" && pid == root {
+				continue
+			}
+			put("stat "+name, v)
+		}
+	}
+	for _, f := range taskFiles {
+		if data, err := os.ReadFile(dir + "/" + f); err == nil {
+			put(f, printable(string(data)))
+		}
+	}
+}
+
+func (s Snapshot) descriptors(pid int, names anonymousNames) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	var fds []int
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
+			fds = append(fds, n)
+		}
+	}
+	sort.Ints(fds)
+	for _, fd := range fds {
+		link, err := os.Readlink(fmt.Sprintf("%s/%d", dir, fd))
+		if err != nil {
+			continue
+		}
+		lasting := strings.HasPrefix(link, "/") && !strings.HasSuffix(link, " (deleted)") && !strings.HasPrefix(link, "/memfd:")
+		s[fmt.Sprintf("%d fd %d", pid, fd)] = names.name(link)
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+		if err != nil {
+			continue
+		}
+		var items []string
+		for _, line := range strings.Split(strings.TrimSpace(string(data)), "\n") {
+			name, value, _ := strings.Cut(line, ":")
+			value = strings.Join(strings.Fields(value), " ")
+			switch {
+			case name == "ino" && !lasting, name == "mnt_id" && !lasting, ignoredFdinfo[name] != "":
+			case name == "tfd":
+				items = append(items, epollItem(value))
+			case name == "it_value": // time passes between the two looks
+				s[fmt.Sprintf("%d fdinfo %d it_value", pid, fd)] = map[bool]string{true: "armed", false: "disarmed"}[value != "(0, 0)"]
+			default:
+				s[fmt.Sprintf("%d fdinfo %d %s", pid, fd, name)] = value
+			}
+		}
+		if len(items) > 0 {
+			sort.Strings(items)
+			s[fmt.Sprintf("%d fdinfo %d items", pid, fd)] = strings.Join(items, "; ")
+		}
+	}
+}
+
+// epollItem keeps the descriptor, the events and the data of a "tfd:" line; position, inode and device of the target
+// are the target's own.
+func epollItem(value string) string {
+	if i := strings.Index(value, " pos:"); i >= 0 {
+		value = value[:i]
+	}
+	return value
+}
+
+// mapping is one range with equal attributes; neighbours that differ in nothing are one.
+type mapping struct{ where, what string }
+
+// readMappings reads smaps for ranges, permissions, offset, name and VmFlags. Two neighbours that would be one mapping had
+// they been made at once are shown as one: whether the kernel has joined them is its own affair (it depends on the order
+// in which pages were touched).
+func readMappings(pid int) []mapping {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return nil
+	}
+	type area struct {
+		start, end, offset uint64
+		perms, name, flags string
+	}
+	var areas []area
+	for _, line := range strings.Split(string(data), "\n") {
+		if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && len(areas) > 0 {
+			var kept []string
+			for _, f := range strings.Fields(flags) {
+				if ignoredVMFlags[f] == "" {
+					kept = append(kept, f)
+				}
+			}
+			areas[len(areas)-1].flags = strings.Join(kept, " ")
+			continue
+		}
+		f := strings.SplitN(line, " ", 6)
+		if len(f) < 6 || strings.HasSuffix(f[0], ":") {
+			continue
+		}
+		var a area
+		if _, err := fmt.Sscanf(f[0], "%x-%x", &a.start, &a.end); err != nil {
+			continue
+		}
+		a.perms, a.name = f[1], strings.TrimSpace(f[5])
+		a.offset, _ = strconv.ParseUint(f[2], 16, 64)
+		areas = append(areas, a)
+	}
+	var out []mapping
+	for i := 0; i < len(areas); {
+		a := areas[i]
+		i++
+		for i < len(areas) && areas[i].start == a.end && areas[i].perms == a.perms && areas[i].name == a.name && areas[i].flags == a.flags &&
+			(strings.HasPrefix(a.name, "[") || a.name == "" || areas[i].offset == a.offset+(a.end-a.start)) {
+			a.end = areas[i].end
+			i++
+		}
+		what := fmt.Sprintf("%s %s [%s]", a.perms, a.name, a.flags)
+		if a.name != "" && !strings.HasPrefix(a.name, "[") {
+			what = fmt.Sprintf("%s %s+%x [%s]", a.perms, a.name, a.offset, a.flags)
+		}
+		out = append(out, mapping{where: fmt.Sprintf("%012x-%012x", a.start, a.end), what: what})
+	}
+	return out
+}
+
+// Diff lists what differs between two snapshots.
+func (s Snapshot) Diff(after Snapshot) []string {
+	var out []string
+	for k, v := range s {
+		if w, ok := after[k]; !ok {
+			out = append(out, fmt.Sprintf("%s: gone, was %s", k, short(v)))
+		} else if w != v {
+			out = append(out, fmt.Sprintf("%s: was %s, is %s", k, short(v), short(w)))
+		}
+	}
+	for k, w := range after {
+		if _, ok := s[k]; !ok {
+			out = append(out, fmt.Sprintf("%s: new, is %s", k, short(w)))
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+func short(v string) string {
+	if len(v) > 300 {
+		v = v[:300] + "..."
+	}
+	return strconv.Quote(v)
+}
