@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -222,16 +223,24 @@ type checker struct {
 // and maps nested at most MaxDepth deep; keys of maps are distinct strings of 1
 // to 255 bytes of UTF-8 that do not begin with '$'; the only extension is a Ref.
 // Nothing is decoded before it has passed.
-func CheckMeta(meta []byte) error {
-	var c checker
-	return c.check(meta, nil)
+func CheckMeta(meta []byte) error { return checkMeta(meta, nil) }
+
+// checkers keeps the memory of checkers that no Reader or Writer owns.
+var checkers = sync.Pool{New: func() any { return new(checker) }}
+
+func checkMeta(meta []byte, ref func(id uint32, class []byte, at span) error) error {
+	c, ok := checkers.Get().(*checker)
+	if !ok {
+		c = new(checker)
+	}
+	defer checkers.Put(c)
+	return c.check(meta, ref)
 }
 
 // WalkRefs checks meta as CheckMeta does and calls fn for each reference in it,
 // in their order. It stops at fn's first error and returns it.
 func WalkRefs(meta []byte, fn func(Ref) error) error {
-	var c checker
-	return c.check(meta, func(id uint32, class []byte, _ span) error {
+	return checkMeta(meta, func(id uint32, class []byte, _ span) error {
 		return fn(Ref{ID: id, Class: string(class)})
 	})
 }
@@ -240,10 +249,9 @@ func WalkRefs(meta []byte, fn func(Ref) error) error {
 // the zero Ref becomes nil. All other bytes stay as they are. When fn changes
 // nothing, meta itself is returned.
 func RewriteRefs(meta []byte, fn func(Ref) (Ref, error)) ([]byte, error) {
-	var c checker
 	var out []byte
 	from := 0
-	err := c.check(meta, func(id uint32, class []byte, at span) error {
+	err := checkMeta(meta, func(id uint32, class []byte, at span) error {
 		old := Ref{ID: id, Class: string(class)}
 		now, err := fn(old)
 		if err != nil || now == old {

@@ -34,7 +34,8 @@ type Writer struct {
 	count   uint64
 	offset  int64
 	check   checker
-	define  Record // the record whose references check looks at
+	define  Record // what Put hands to put
+	head    [headSize]byte
 	ref     func(id uint32, class []byte, at span) error
 	err     error // what the next call returns
 	ioErr   error // set when bytes were lost: nothing more can be written
@@ -205,8 +206,8 @@ func (w *Writer) put(r *Record) error {
 	if err := w.checkRecord(r); err != nil {
 		return w.stick(w.fail(r, err))
 	}
-	var head [headSize]byte
-	r.putHead(&head)
+	head := &w.head
+	r.putHead(head)
 	crc := crc32.Update(0, castagnoli, head[:crcOffset])
 	crc = crc32.Update(crc, castagnoli, r.Meta)
 	crc = crc32.Update(crc, castagnoli, r.Payload)
