@@ -1,0 +1,409 @@
+package tracee
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD | unix.CLONE_SYSVSEM
+
+// makeTree makes threads of the stub, children of it, and threads of these.
+func makeTree(tr *Tracer, ar *Arena, stub *Task) ([]*Task, error) {
+	var made []*Task
+	b := ar.NewBatch()
+	var calls []*Call
+	for range 5 {
+		calls = append(calls, b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0))
+	}
+	for range 5 {
+		calls = append(calls, b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0))
+	}
+	if err := tr.RunOne(stub, b); err != nil {
+		return nil, err
+	}
+	var parents []*Task
+	var batches []*Batch
+	for _, c := range calls {
+		made = append(made, c.Child())
+		parents = append(parents, c.Child())
+		nb := ar.NewBatch()
+		nb.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+		nb.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+		batches = append(batches, nb)
+	}
+	if err := tr.Run(parents, batches); err != nil {
+		return nil, err
+	}
+	for _, nb := range batches {
+		for _, c := range nb.calls {
+			made = append(made, c.Child())
+		}
+	}
+	return made, nil
+}
+
+func TestThreads(t *testing.T) {
+	const n = 100
+	r := newRig(t, n+1)
+	b := r.arena.NewBatch()
+	var clones []*Call
+	for range n {
+		clones = append(clones, b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0))
+	}
+	r.run(t, r.stub, b)
+	tasks := []*Task{}
+	batches := []*Batch{}
+	var tids, pids []*Call
+	for _, c := range clones {
+		tasks = append(tasks, c.Child())
+		b := r.arena.NewBatch()
+		tids = append(tids, b.Call(b.Sys().Gettid))
+		pids = append(pids, b.Call(b.Sys().Getpid))
+		batches = append(batches, b)
+	}
+	if err := r.Run(tasks, batches); err != nil {
+		t.Fatal(err)
+	}
+	for i, k := range tasks {
+		if tids[i].Int() != k.Tid || pids[i].Int() != r.stub.Tid || k.Pid != r.stub.Tid {
+			t.Errorf("thread %d: gettid %d, getpid %d, Pid %d", k.Tid, tids[i].Int(), pids[i].Int(), k.Pid)
+		}
+	}
+	threads, err := procfs.Threads(r.stub.Pid)
+	if err != nil || len(threads) != n+1 {
+		t.Errorf("%d threads, %v", len(threads), err)
+	}
+	if got := r.Tasks(); got != n+1 {
+		t.Errorf("the tracer counts %d tasks", got)
+	}
+	// Threads end; the last slot is free again.
+	for i := range batches {
+		batches[i] = r.arena.NewBatch()
+		batches[i].Call(r.arch.Sys.Exit, 0)
+	}
+	if err := r.Run(tasks, batches); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Tasks(); got != 1 {
+		t.Errorf("the tracer counts %d tasks after the exits", got)
+	}
+	if got := len(r.arena.unused); got != n {
+		t.Errorf("%d free slots, want %d", got, n)
+	}
+}
+
+// freePids finds pids that nobody uses, from a random place.
+func freePids(t *testing.T, n int) []int {
+	t.Helper()
+	var out []int
+	for pid := 20000 + int(time.Now().UnixNano()%8000); len(out) < n; pid++ {
+		if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+func TestProcessesWithChosenPids(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("set_tid needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE")
+	}
+	const n = 30
+	r := newRig(t, n+2)
+	pids := freePids(t, n)
+	b := r.arena.NewBatch()
+	var clones []*Call
+	for _, pid := range pids {
+		clones = append(clones, b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, []int32{int32(pid)}, 0))
+	}
+	r.run(t, r.stub, b)
+	for i, c := range clones {
+		if c.Child().Tid != pids[i] || c.Int() != pids[i] {
+			t.Errorf("child %d has pid %d, clone3 returned %d", i, c.Child().Tid, c.Int())
+		}
+		if st, err := procfs.ReadStat(pids[i]); err != nil || st.PPID != r.stub.Tid {
+			t.Errorf("child %d: parent %d, %v", pids[i], st.PPID, err)
+		}
+	}
+	// A pid that is taken: the error names the call, and the children before it are known.
+	free := len(r.arena.unused)
+	b = r.arena.NewBatch()
+	b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, []int32{int32(pids[0])}, 0)
+	err := r.RunOne(r.stub, b)
+	if !errors.Is(err, unix.EEXIST) || !strings.Contains(err.Error(), "clone3: EEXIST") {
+		t.Errorf("clone3 with a pid in use: %v", err)
+	}
+	if got := len(r.arena.unused); got != free {
+		t.Errorf("%d free slots after a failed clone, want %d", got, free)
+	}
+	// A zombie: waited for by the tracer it remains one for its parent.
+	z := clones[0].Child()
+	b = r.arena.NewBatch()
+	b.Call(b.Sys().ExitGroup, 7)
+	r.run(t, z, b)
+	if ws, dead := z.Dead(); !dead || ws.ExitCode() != 7 {
+		t.Errorf("zombie: %v, %v", ws, dead)
+	}
+	if st, err := procfs.ReadStat(z.Tid); err != nil || st.State != 'Z' {
+		t.Errorf("zombie's state %c, %v", st.State, err)
+	}
+}
+
+func TestGenerationsAndSessions(t *testing.T) {
+	r := newRig(t, 8)
+	b := r.arena.NewBatch()
+	a := b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+	r.run(t, r.stub, b)
+	// A sibling by CLONE_PARENT, a child of the old session, and setsid between the two children.
+	b = r.arena.NewBatch()
+	sibling := b.Clone(sys.CloneArgs{Flags: unix.CLONE_PARENT}, nil, 0)
+	old := b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+	sid := b.Call(b.Sys().Setsid)
+	young := b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+	r.run(t, a.Child(), b)
+	if sid.Int() != a.Child().Tid {
+		t.Errorf("setsid = %d", sid.Int())
+	}
+	own, err := unix.Getsid(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name         string
+		k            *Task
+		ppid, wanted int
+	}{
+		{"sibling", sibling.Child(), r.stub.Tid, own},
+		{"old", old.Child(), a.Child().Tid, own},
+		{"young", young.Child(), a.Child().Tid, a.Child().Tid},
+	} {
+		st, err := procfs.ReadStat(c.k.Tid)
+		if err != nil || st.PPID != c.ppid || st.Session != c.wanted {
+			t.Errorf("%s: parent %d session %d, want %d and %d (%v)", c.name, st.PPID, st.Session, c.ppid, c.wanted, err)
+		}
+	}
+}
+
+func TestPidNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a pid namespace needs CAP_SYS_ADMIN")
+	}
+	r := newRig(t, 16)
+	b := r.arena.NewBatch()
+	outer := freePids(t, 1)[0]
+	in := b.Clone(sys.CloneArgs{Flags: unix.CLONE_NEWPID, ExitSignal: uint64(unix.SIGCHLD)}, []int32{1, int32(outer)}, 0)
+	r.run(t, r.stub, b)
+	if in.Child().Tid != outer {
+		t.Errorf("init has pid %d outside, want %d", in.Child().Tid, outer)
+	}
+	// Children and threads with pids chosen inside only: their outer ones have to be found.
+	b = r.arena.NewBatch()
+	var kids []*Call
+	for i := range 5 {
+		kids = append(kids, b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, []int32{int32(70 + i)}, 0))
+		kids = append(kids, b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0))
+	}
+	r.run(t, in.Child(), b)
+	for i, c := range kids {
+		k := c.Child()
+		b := r.arena.NewBatch()
+		tid := b.Call(b.Sys().Gettid)
+		r.run(t, k, b)
+		if tid.Int() != c.Int() || i%2 == 0 && tid.Int() != 70+i/2 {
+			t.Errorf("child %d is %d inside, clone3 said %d", k.Tid, tid.Int(), c.Int())
+		}
+		st, err := procfs.ReadThreadStatus(k.Pid, k.Tid)
+		if err != nil || len(st.NSpid) != 2 || st.NSpid[0] != k.Tid || st.NSpid[1] != c.Int() {
+			t.Errorf("child %d: NSpid %v, %v", k.Tid, st.NSpid, err)
+		}
+	}
+	// The cleanup's KillAll would hang if it waited for init first.
+}
+
+func TestDeadLeader(t *testing.T) {
+	r := newRig(t, 4)
+	b := r.arena.NewBatch()
+	c := b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+	r.run(t, r.stub, b)
+	b = r.arena.NewBatch()
+	b.Call(b.Sys().Exit, 3)
+	r.run(t, r.stub, b)
+	if st, err := procfs.ReadThreadStat(r.stub.Pid, r.stub.Tid); err != nil || st.State != 'Z' {
+		t.Errorf("leader's state %c, %v", st.State, err)
+	}
+	b = r.arena.NewBatch()
+	pid := b.Call(b.Sys().Getpid)
+	r.run(t, c.Child(), b)
+	if pid.Int() != r.stub.Pid {
+		t.Errorf("getpid of the thread = %d", pid.Int())
+	}
+}
+
+// TestKilledFromOutside: a process dies in the middle of a batch while its threads are stopped; waiting for the leader alone would never end.
+func TestKilledFromOutside(t *testing.T) {
+	r := newRig(t, 8)
+	b := r.arena.NewBatch()
+	for range 3 {
+		b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+	}
+	r.run(t, r.stub, b)
+	go func() {
+		time.Sleep(30 * time.Millisecond)
+		_ = unix.Kill(r.stub.Pid, unix.SIGKILL) // > 0: Spawn gave it
+	}()
+	b = r.arena.NewBatch()
+	b.Call(b.Sys().Getpid)
+	b.Call(b.Sys().Pause)
+	err := r.RunOne(r.stub, b)
+	if !errors.Is(err, unix.ESRCH) || !strings.Contains(err.Error(), "killed by SIGKILL in call 1 of a batch, pause") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestMakerDies: nothing of what a restorer has made survives its kill -9.
+func TestMakerDies(t *testing.T) {
+	native(t)
+	for round := range 3 {
+		cmd, line, _ := helper(t, "maker")
+		var tids []int
+		for _, w := range strings.Fields(line) {
+			tid, err := strconv.Atoi(w)
+			if err != nil || tid <= 0 {
+				t.Fatalf("helper said %q", line)
+			}
+			if !alive(tid) {
+				t.Errorf("round %d: task %d was not made", round, tid)
+			}
+			tids = append(tids, tid)
+		}
+		if len(tids) != 31 {
+			t.Fatalf("%d tasks made", len(tids))
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(10 * time.Second)
+		for _, tid := range tids {
+			for alive(tid) {
+				if time.Now().After(deadline) {
+					t.Fatalf("round %d: task %d lives on", round, tid)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+}
+
+// TestKillAllFindsUnknown: children of a batch that was never waited for.
+func TestKillAllFindsUnknown(t *testing.T) {
+	r := newRig(t, 32)
+	made, err := makeTree(r.Tracer, r.arena, r.stub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := r.arena.NewBatch()
+	b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+	if err := r.Do(func() error {
+		p, err := b.split()
+		if err != nil {
+			return err
+		}
+		return r.begin(&job{task: made[7], batch: b, parts: p})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	var kids []int
+	for len(kids) < 2 {
+		if time.Now().After(deadline) {
+			t.Fatal("the child did not appear")
+		}
+		if kids, err = procfs.ReadChildren(made[7].Pid, made[7].Tid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.KillAll(); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range made {
+		if alive(k.Tid) {
+			t.Errorf("task %d lives", k.Tid)
+		}
+	}
+	for _, tid := range kids {
+		if alive(tid) {
+			t.Errorf("child %d lives", tid)
+		}
+	}
+}
+
+// TestCommit lets a task go with final registers: it executes a program of three instructions in its own memory and exits with what its registers said.
+func TestCommit(t *testing.T) {
+	r := newRig(t, 2)
+	if r.arch.Name != "amd64" {
+		t.Skip("the program is amd64's")
+	}
+	const code = arch.Addr(0x400000000)
+	prog := []byte{
+		0x4c, 0x89, 0xe7, // mov %r12,%rdi
+		0xb8, 0xe7, 0, 0, 0, // mov $231,%eax (exit_group)
+		0x0f, 0x05, // syscall
+	}
+	b := r.arena.NewBatch()
+	s := b.Sys()
+	r.stub.Wipe(b)
+	b.Call(s.Mmap, code, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, -1, 0).Expect(uint64(code))
+	r.run(t, r.stub, b)
+	// The mapping is not writable: /proc/PID/mem is allowed to.
+	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", r.stub.Tid), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mem.WriteAt(prog, int64(code)); err != nil {
+		t.Fatal(err)
+	}
+	_ = mem.Close() // nothing is buffered
+	var xs []byte
+	if err := r.Do(func() error { xs, err = r.nativeXState(r.stub.Tid); return err }); err != nil {
+		t.Fatal(err)
+	}
+	regs := make([]byte, r.arch.PRStatusSize)
+	if err := r.Do(func() error { regs, err = r.stub.regs(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	r.arch.ClearSyscall(regs)
+	r.arch.SetPC(regs, code)
+	hostOrder.PutUint64(regs[3*8:], 42) // r12
+	step := r.stub.Unmap()
+	if err := r.CallSteps([]*Step{step}); err != nil || step.Result != 0 {
+		t.Fatalf("munmap = %d, %v", step.Result, err)
+	}
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", r.stub.Tid))
+	if err != nil || bytes.Contains(maps, []byte("crpipe-arena")) {
+		t.Errorf("the arena is still mapped: %s %v", maps, err)
+	}
+	if err := r.SetFinal(r.stub, []RegsetData{{arch.NTPRStatus, regs}, {arch.NTX86XState, xs}}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Commit([]*Task{r.stub}); err != nil {
+		t.Fatal(err)
+	}
+	_, ws, err := sys.Wait(r.stub.Pid, 0)
+	if err != nil || !ws.Exited() || ws.ExitCode() != 42 {
+		t.Errorf("the task %v, %v; want exit status 42", ws, err)
+	}
+}

@@ -1,0 +1,246 @@
+package tracee
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+)
+
+// helperEnv makes the test binary a helper program: its value is the name of one of helpers.
+const helperEnv = "CRPIPE_TRACEE_HELPER"
+
+var helpers = map[string]func(){
+	"threads": helperThreads,
+	"epoll":   helperEpoll,
+	"signals": helperSignals,
+	"maker":   helperMaker,
+}
+
+func TestMain(m *testing.M) {
+	if name := os.Getenv(helperEnv); name != "" {
+		helpers[name]()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// helper starts the test binary as a helper and waits for its first line, which it returns with the rest of the output.
+func helper(t *testing.T, name string) (*exec.Cmd, string, *bufio.Reader) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), helperEnv+"="+name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: 0}
+	cmd.Stderr = os.Stderr
+	// Not a pipe of os/exec's: its goroutine would be in the way of reading line by line.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close() // the child has its own
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // may be dead already
+		_ = cmd.Wait()
+		_ = r.Close()
+	})
+	out := bufio.NewReader(r)
+	_ = r.SetReadDeadline(time.Now().Add(20 * time.Second)) // pipes take deadlines
+	line, err := out.ReadString('\n')
+	if err != nil {
+		t.Fatalf("helper %s: %v", name, err)
+	}
+	return cmd, line[:len(line)-1], out
+}
+
+func native(t testing.TB) *arch.Arch {
+	t.Helper()
+	a, err := arch.Native()
+	if err != nil {
+		t.Skip(err)
+	}
+	return a
+}
+
+// testBase is a place for the arena that nothing uses by itself.
+const testBase = arch.Addr(0x100000000)
+
+// rig is a tracer with a stub.
+type rig struct {
+	*Tracer
+	arch  *arch.Arch
+	arena *Arena
+	stub  *Task
+}
+
+func newRig(t testing.TB, slots int) *rig {
+	t.Helper()
+	a := native(t)
+	ar, err := NewArena(a, slots, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := NewTracer()
+	t.Cleanup(func() {
+		if err := tr.KillAll(); err != nil {
+			t.Error(err)
+		}
+		tr.Close()
+		if err := ar.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	stub, err := tr.Spawn(ar, testBase)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{tr, a, ar, stub}
+}
+
+func (r *rig) run(t testing.TB, k *Task, b *Batch) {
+	t.Helper()
+	if err := r.RunOne(k, b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// alive says whether a task exists and is no zombie.
+func alive(tid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", tid))
+	if err != nil {
+		return false
+	}
+	for i := len(b) - 1; i >= 0; i-- {
+		if b[i] == ')' {
+			return b[i+2] != 'Z' && b[i+2] != 'X'
+		}
+	}
+	return false
+}
+
+// The helpers. Each prints a line when it is ready.
+
+// helperThreads has many threads: some spin, some sleep, and one counts what all do until a line on stdin... The counters prove that it goes on.
+func helperThreads() {
+	const spinners, sleepers = 2, 30
+	var n atomic.Int64
+	var wg sync.WaitGroup
+	runtime.GOMAXPROCS(spinners + 1)
+	for range spinners {
+		go func() {
+			for {
+				n.Add(1)
+				runtime.Gosched()
+			}
+		}()
+	}
+	wg.Add(sleepers)
+	for range sleepers {
+		go func() {
+			runtime.LockOSThread()
+			wg.Done()
+			for {
+				ts := unix.NsecToTimespec(int64(5 * time.Millisecond))
+				if err := unix.Nanosleep(&ts, nil); err != nil && err != unix.EINTR { //nolint:errorlint // bare Errno
+					panic(err)
+				}
+				n.Add(1)
+			}
+		}()
+	}
+	wg.Wait()
+	fmt.Println("ready")
+	for {
+		time.Sleep(10 * time.Millisecond)
+		fmt.Println(n.Load())
+	}
+}
+
+// helperEpoll sleeps in an epoll_pwait without events and reports its result, again and again.
+func helperEpoll() {
+	runtime.LockOSThread()
+	// The runtime preempts by SIGURG, whose handler would end the call truly.
+	var mask unix.Sigset_t
+	for i := range mask.Val {
+		mask.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil); err != nil {
+		panic(err)
+	}
+	ep, err := unix.EpollCreate1(0)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("%d\n", unix.Gettid())
+	ev := make([]unix.EpollEvent, 1)
+	for {
+		n, err := unix.EpollWait(ep, ev, 500)
+		fmt.Printf("%d %v\n", n, err)
+	}
+}
+
+// helperSignals counts the real-time signals that it takes, and prints the number when asked by SIGUSR1.
+func helperSignals() {
+	c := make(chan os.Signal, 4096)
+	signal.Notify(c, syscall.Signal(40), unix.SIGUSR1)
+	fmt.Println("ready")
+	n := 0
+	for s := range c {
+		if s == unix.SIGUSR1 {
+			fmt.Println(n)
+			continue
+		}
+		n++
+	}
+}
+
+// helperMaker makes tasks in every half-made state and then waits to be killed. It prints their ids.
+func helperMaker() {
+	a, err := arch.Native()
+	check(err)
+	ar, err := NewArena(a, 64, 0)
+	check(err)
+	tr := NewTracer()
+	stub, err := tr.Spawn(ar, testBase)
+	check(err)
+	made, err := makeTree(tr, ar, stub)
+	check(err)
+	// One of them runs, in a call that does not end.
+	go func() {
+		b := ar.NewBatch()
+		b.Call(a.Sys.Pause)
+		_ = tr.RunOne(made[len(made)-1], b) // never returns
+	}()
+	line := strconv.Itoa(stub.Tid)
+	for _, k := range made {
+		line += " " + strconv.Itoa(k.Tid)
+	}
+	time.Sleep(50 * time.Millisecond)
+	fmt.Println(line)
+	select {}
+}
+
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
