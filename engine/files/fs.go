@@ -1,0 +1,129 @@
+package files
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// FSState is what fs_struct holds: root directory, working directory and umask. Processes that share it (CLONE_FS)
+// refer to the same record. Paths are seen from the root of the mount namespace, both of them. A removed directory, and
+// one of /proc that is about a process, is refused.
+type FSState struct {
+	Root  string `msgpack:"root"`
+	Cwd   string `msgpack:"cwd"`
+	Umask uint32 `msgpack:"umask"`
+
+	rootFD int `msgpack:"-"` // at restore: in the pool; -1 when it is the caller's own
+	cwdFD  int `msgpack:"-"`
+}
+
+const fsRecord stream.Type = "fs"
+
+type fsKey struct {
+	id kernelview.ID
+	of *object.Process
+}
+
+// DumpFS adds the root, working directory and umask of p, unless a process that shares them was there before, and
+// notes the record in p.
+func DumpFS(d *object.Dumper, p *object.Process) error {
+	key := fsKey{of: p}
+	if v := p.Leader().View; v != nil {
+		if id, ok := v.FS.Get(); ok && id != 0 {
+			key = fsKey{id: id}
+		}
+	}
+	refuseOwn(d, p, "a working directory and umask", func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.FS })
+	var err error
+	p.FS, err = d.Once(key, func() (stream.Ref, error) {
+		s := &FSState{}
+		for _, dir := range []struct {
+			name string
+			to   *string
+		}{{"root", &s.Root}, {"cwd", &s.Cwd}} {
+			path, err := dumpDirectoryOf(d, p, dir.name)
+			if err != nil {
+				d.Refuse(err)
+				continue
+			}
+			*dir.to = path
+		}
+		umask := p.Leader().Status.Umask
+		if umask < 0 {
+			return stream.Ref{}, p.Error("umask", fmt.Errorf("the kernel does not show it"))
+		}
+		s.Umask = uint32(umask)
+		return d.Add(fsRecord, s), nil
+	})
+	return err
+}
+
+// dumpDirectoryOf returns the path of the process's root or working directory, name being "root" or "cwd".
+func dumpDirectoryOf(d *object.Dumper, p *object.Process, name string) (string, error) {
+	f, err := object.MeetMapped(p, procfs.Path(p.Leader().TID, name), &kernelview.File{})
+	if err != nil {
+		return "", err
+	}
+	what := name + " -> " + f.Link
+	path, err := directoryPath(f)
+	if err != nil {
+		return "", p.Error(what, err)
+	}
+	if fsType(f) == unix.PROC_SUPER_MAGIC {
+		if about, err := aboutProcess(d, p, path, &f.Stat); err != nil || about {
+			return "", p.Error(what, object.Unsupportedf("a directory of a process in /proc cannot be checkpointed"))
+		}
+	}
+	return path, nil
+}
+
+func restoreFS(r *object.Restorer, _ stream.Ref, s *FSState) error {
+	if s.Umask&^0o777 != 0 {
+		return object.BadImagef("umask %#o is impossible", s.Umask)
+	}
+	s.rootFD = -1
+	if s.Root != "/" {
+		fd, err := poolDirectory(r, s.Root)
+		if err != nil {
+			return fmt.Errorf("opening root directory %s: %w", clip(s.Root), err)
+		}
+		s.rootFD = fd
+	}
+	fd, err := poolDirectory(r, s.Cwd)
+	if err != nil {
+		return fmt.Errorf("opening working directory %s: %w", clip(s.Cwd), err)
+	}
+	s.cwdFD = fd
+	return nil
+}
+
+func poolDirectory(r *object.Restorer, path string) (int, error) {
+	pinned, _, err := pin(path, unix.S_IFDIR, false)
+	if err != nil {
+		return -1, err
+	}
+	return r.Pool(pinned.Disown())
+}
+
+// FSCalls appends the calls by which a task that has the pool open takes its root, working directory and umask. They
+// must be run before TableCalls, which closes the pool.
+func FSCalls(_ *object.Restorer, b *tracee.Batch, s *FSState) error {
+	n := b.Sys()
+	if s.rootFD >= 0 {
+		b.Call(n.Fchdir, s.rootFD).Note("root directory %s", clip(s.Root))
+		b.Call(n.Chroot, ".").Note("root directory %s", clip(s.Root))
+	}
+	b.Call(n.Fchdir, s.cwdFD).Note("working directory %s", clip(s.Cwd))
+	b.Call(n.Umask, s.Umask)
+	return nil
+}
+
+// FSKind is the record of a root, working directory and umask.
+var FSKind = object.NewKind(fsRecord, restoreFS)

@@ -1,0 +1,199 @@
+package files
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/object"
+)
+
+// index is what all descriptor tables of a tree hold, read once.
+type index struct {
+	tables  map[*object.Process]*kernelview.FileTable
+	holders map[kernelview.ID][]Holder // by open file, in order of processes and numbers; shared tables once
+	pipes   map[inode]*pipeUse
+
+	// ttys are the character devices that standard descriptors of the tree are open on, by device number, with
+	// the numbers of these descriptors.
+	ttys    map[uint64][]int32
+	sockets map[inode]bool
+}
+
+// Holder is a descriptor that leads to an open file. Of processes that share a table it names the first.
+type Holder struct {
+	Process *object.Process
+	FD      int
+	File    *kernelview.File
+}
+
+type inode struct{ dev, ino uint64 }
+
+// pipeUse is how the tree holds a pipe.
+type pipeUse struct {
+	files    []*kernelview.File // its open files in the tree
+	first    Holder
+	readers  uint32 // open files with read access
+	writers  uint32
+	reader   *Holder // a descriptor that can read; nil: none
+	standard int     // the lowest of 0, 1, 2 that leads to it in any process; -1: none
+}
+
+// The index of the last dump. A Dumper has no place for what a family wants to remember of the tree as a whole, and a
+// command makes one dump.
+var lastIndex struct {
+	sync.Mutex
+	of *object.Dumper
+	ix *index
+}
+
+func indexOf(d *object.Dumper) (*index, error) {
+	lastIndex.Lock()
+	defer lastIndex.Unlock()
+	if lastIndex.of == d {
+		return lastIndex.ix, nil
+	}
+	ix, err := buildIndex(d)
+	if err != nil {
+		return nil, err
+	}
+	lastIndex.of, lastIndex.ix = d, ix
+	return ix, nil
+}
+
+// Holders returns every descriptor of the tree that leads to the open file.
+func Holders(d *object.Dumper, file kernelview.ID) ([]Holder, error) {
+	ix, err := indexOf(d)
+	if err != nil {
+		return nil, err
+	}
+	return ix.holders[file], nil
+}
+
+// Forget lets go of what was remembered of the dump d.
+func Forget(d *object.Dumper) {
+	lastIndex.Lock()
+	defer lastIndex.Unlock()
+	if lastIndex.of == d {
+		lastIndex.of, lastIndex.ix = nil, nil
+	}
+}
+
+func buildIndex(d *object.Dumper) (*index, error) {
+	ix := &index{
+		tables:  map[*object.Process]*kernelview.FileTable{},
+		holders: map[kernelview.ID][]Holder{},
+		pipes:   map[inode]*pipeUse{},
+		ttys:    map[uint64][]int32{},
+		sockets: map[inode]bool{},
+	}
+	var procs []*object.Process
+	var tids []int
+	for _, p := range d.Processes {
+		if p.Zombie || len(p.Threads) == 0 {
+			continue
+		}
+		procs = append(procs, p)
+		tids = append(tids, p.Leader().TID)
+	}
+	tables, err := d.View.Files(tids)
+	if err != nil {
+		return nil, fmt.Errorf("reading descriptor tables: %w", err)
+	}
+	if len(tables) != len(procs) {
+		return nil, fmt.Errorf("internal error: %d descriptor tables of %d processes", len(tables), len(procs))
+	}
+	seen := map[kernelview.ID]bool{}
+	for i, p := range procs {
+		t := &tables[i]
+		ix.tables[p] = t
+		if id, ok := t.ID.Get(); ok && id != 0 {
+			if seen[id] {
+				continue
+			}
+			seen[id] = true
+		}
+		for _, fd := range t.FDs {
+			if err := ix.enter(Holder{p, fd.FD, fd.File}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return ix, nil
+}
+
+func (ix *index) enter(h Holder) error {
+	first := len(ix.holders[h.File.ID]) == 0
+	ix.holders[h.File.ID] = append(ix.holders[h.File.ID], h)
+	standard := h.FD <= 2
+	switch h.File.Kind {
+	case kernelview.KindPipe, kernelview.KindTTY, kernelview.KindSocket, kernelview.KindUnknown:
+	default:
+		return nil
+	}
+	var st unix.Stat_t
+	// Most of it is in the view, but stat gives the numbers that the kinds compare.
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", h.Process.Leader().TID, h.FD), &st); err != nil {
+		return h.Process.Error(fmt.Sprintf("fd %d", h.FD), fmt.Errorf("looking at it: %w", err))
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFIFO:
+		return ix.enterPipe(h, &st, first, standard)
+	case unix.S_IFCHR:
+		rdev, n := uint64(st.Rdev), int32(h.FD)
+		if _, plain := plainDevice(&st); standard && !plain && !slices.Contains(ix.ttys[rdev], n) {
+			ix.ttys[rdev] = append(ix.ttys[rdev], n)
+			slices.Sort(ix.ttys[rdev])
+		}
+	case unix.S_IFSOCK:
+		ix.sockets[inode{uint64(st.Dev), st.Ino}] = true
+	}
+	return nil
+}
+
+func (ix *index) enterPipe(h Holder, st *unix.Stat_t, first, standard bool) error {
+	key := inode{uint64(st.Dev), st.Ino}
+	use := ix.pipes[key]
+	if use == nil {
+		use = &pipeUse{first: h, standard: -1}
+		ix.pipes[key] = use
+	}
+	if standard && (use.standard < 0 || h.FD < use.standard) {
+		use.standard = h.FD
+	}
+	if !first {
+		return nil
+	}
+	f := &object.OpenFile{Process: h.Process, FD: h.FD, View: h.File}
+	flags, err := Flags(f)
+	if err != nil {
+		return err
+	}
+	if flags&unix.O_PATH != 0 {
+		return nil // holds the inode, is no end
+	}
+	use.files = append(use.files, h.File)
+	if readable(flags) {
+		use.readers++
+		if use.reader == nil {
+			use.reader = &h
+		}
+	}
+	if writable(flags) {
+		use.writers++
+	}
+	return nil
+}
+
+func readable(flags uint32) bool {
+	m := flags & unix.O_ACCMODE
+	return m == unix.O_RDONLY || m == unix.O_RDWR
+}
+
+func writable(flags uint32) bool {
+	m := flags & unix.O_ACCMODE
+	return m == unix.O_WRONLY || m == unix.O_RDWR
+}

@@ -1,0 +1,241 @@
+package files
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// TableState is a descriptor table (files_struct): which number leads to which open file. Processes that share one
+// (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. Refused by name, because nothing here keeps
+// them: locks and leases that are held through a descriptor, the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and
+// F_NOTIFY, which sets it too), and a thread with a table of its own.
+type TableState struct {
+	Entries []TableEntry `msgpack:"entries,omitempty"` // in ascending order of numbers
+}
+
+// TableEntry is one descriptor.
+type TableEntry struct {
+	FD      int32      `msgpack:"fd"`
+	Cloexec bool       `msgpack:"cloexec,omitempty"`
+	File    stream.Ref `msgpack:"file"`
+}
+
+const tableType stream.Type = "fdtable"
+
+type tableKey struct {
+	id kernelview.ID
+	of *object.Process // when the identity is not known
+}
+
+// DumpTable adds the descriptor table of p, with all open files in it, unless a process that shares it was there
+// before, and notes it in p.
+func DumpTable(d *object.Dumper, p *object.Process) error {
+	ix, err := indexOf(d)
+	if err != nil {
+		return err
+	}
+	t := ix.tables[p]
+	if t == nil {
+		return p.Error("descriptors", fmt.Errorf("internal error: the process has no descriptor table"))
+	}
+	key := tableKey{of: p}
+	if id, ok := t.ID.Get(); ok {
+		if id == 0 {
+			return p.Error("descriptors", fmt.Errorf("the process has no descriptor table"))
+		}
+		key = tableKey{id: id}
+	}
+	refuseOwn(d, p, "a descriptor table", func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.Files })
+	p.Files, err = d.Once(key, func() (stream.Ref, error) {
+		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
+		for _, fd := range t.FDs {
+			ref, err := dumpDescriptor(d, p, fd)
+			if err != nil {
+				return stream.Ref{}, err
+			}
+			s.Entries = append(s.Entries, TableEntry{FD: int32(fd.FD), Cloexec: fd.CloseOnExec, File: ref})
+		}
+		return d.Add(tableType, s), nil
+	})
+	return err
+}
+
+// refuseOwn refuses threads of p that do not share an object with the process's leader.
+func refuseOwn(d *object.Dumper, p *object.Process, what string, id func(*kernelview.Thread) kernelview.Maybe[kernelview.ID]) {
+	leader := p.Leader()
+	if leader.View == nil {
+		return
+	}
+	want, ok := id(leader.View).Get()
+	for _, t := range p.Threads[1:] {
+		if t.View == nil {
+			continue
+		}
+		if have, known := id(t.View).Get(); ok && known && have != 0 && want != have {
+			d.Refuse(p.Error("", object.Unsupportedf("thread %d has %s of its own (unshare(2)), which cannot be checkpointed", t.TID, what)))
+		}
+	}
+}
+
+func dumpDescriptor(d *object.Dumper, p *object.Process, fd kernelview.FD) (stream.Ref, error) {
+	f, err := object.Meet(p, fd.FD, fd.File)
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	defer f.Close()
+	if err := checkHeld(f); err != nil {
+		d.Refuse(f.Error(err))
+	}
+	return d.File(f)
+}
+
+// checkHeld refuses what is attached to an open file beside its own state.
+func checkHeld(f *object.OpenFile) error {
+	flags, err := Flags(f)
+	if err != nil {
+		return err
+	}
+	if flags&unix.O_ASYNC != 0 {
+		return object.Unsupportedf("it sends SIGIO (O_ASYNC), which cannot be checkpointed")
+	}
+	if flags&unix.O_PATH != 0 {
+		return nil
+	}
+	if locks, ok := f.View.Locks.Get(); locks || !ok {
+		info, err := f.Fdinfo()
+		if err != nil {
+			return err
+		}
+		for _, l := range info.Locks {
+			return object.Unsupportedf("the process holds a lock on it (%s %s), which cannot be checkpointed", l.Kind, l.Type)
+		}
+	}
+	return checkOwner(f)
+}
+
+func checkOwner(f *object.OpenFile) error {
+	owner, ok := f.View.Owner.Get()
+	if !ok {
+		fd, err := f.Descriptor()
+		if err != nil {
+			return err
+		}
+		// The set owner is there even when it is dead, but then both calls say 0, as the kernel does.
+		own, err := unix.FcntlInt(uintptr(fd), unix.F_GETOWN, 0)
+		if err != nil {
+			return fmt.Errorf("reading who gets SIGIO: %w", err)
+		}
+		sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
+		if err != nil {
+			return fmt.Errorf("reading the signal that stands for SIGIO: %w", err)
+		}
+		owner = kernelview.Owner{Set: own != 0, PID: own, Signal: int32(sig)}
+	}
+	if owner.Set || owner.Signal != 0 {
+		return object.Unsupportedf("it has a receiver of SIGIO (fcntl(2) F_SETOWN, F_SETSIG or F_NOTIFY; pid %d, signal %d), which cannot be checkpointed", owner.PID, owner.Signal)
+	}
+	return nil
+}
+
+// maxFD bounds descriptor numbers in an image; the kernel's own bound, fs.nr_open, lies below it.
+const maxFD = 1 << 30
+
+// check refuses numbers that no table can have.
+func (t *TableState) check() error {
+	last := int32(-1)
+	for _, e := range t.Entries {
+		if e.FD <= last || e.FD >= maxFD {
+			return object.BadImagef("descriptor %d behind %d in a table", e.FD, last)
+		}
+		if e.File.IsZero() {
+			return object.BadImagef("descriptor %d leads to nothing", e.FD)
+		}
+		last = e.FD
+	}
+	return nil
+}
+
+// MaxFD returns the highest descriptor number that any record of the plan uses, -1 for none: those of descriptor tables
+// and those under which epoll instances know what they watch. The pool of a Restorer must begin above it.
+func MaxFD(plan *object.Plan) int {
+	highest := -1
+	for i := range plan.Objects {
+		if s, ok := plan.Objects[i].State.(interface{ MaxFD() int }); ok {
+			highest = max(highest, s.MaxFD())
+		}
+	}
+	return highest
+}
+
+// MaxFD returns the highest number in the table, -1 for none.
+func (t *TableState) MaxFD() int {
+	highest := -1
+	for _, e := range t.Entries {
+		highest = max(highest, int(e.FD))
+	}
+	return highest
+}
+
+func cloexecFlag(e TableEntry) int {
+	if e.Cloexec {
+		return unix.O_CLOEXEC
+	}
+	return 0
+}
+
+// TableCalls appends the calls by which a task that has the pool open makes its descriptor table: each descriptor at
+// its number, everything else closed, the pool included. They must be run once per table, when all tasks of the image
+// exist (files of /proc about them are opened here), after FSCalls, and before the task gives up the right to open such
+// files.
+func TableCalls(r *object.Restorer, b *tracee.Batch, t *TableState) error {
+	if err := t.check(); err != nil {
+		return err
+	}
+	n := b.Sys()
+	opened := map[stream.Ref]*tracee.Call{}
+	for _, e := range t.Entries {
+		if int(e.FD) >= r.PoolBase {
+			return object.BadImagef("descriptor %d lies in the pool, which begins at %d", e.FD, r.PoolBase)
+		}
+		if l, err := object.Recall[lateFile](r, e.File); err == nil && opened[e.File] == nil {
+			if l.table != nil && l.table != t {
+				return object.BadImagef("two descriptor tables share the proc file %s", clip(l.state.Path))
+			}
+			l.table = t
+			place, err := r.File(e.File)
+			if err != nil {
+				return err
+			}
+			opened[e.File] = l.openCalls(b, place, r.PoolBase)
+		}
+	}
+	for _, e := range t.Entries {
+		if call := opened[e.File]; call != nil {
+			b.Call(n.Dup3, call, e.FD, cloexecFlag(e)).Note("fd %d", e.FD)
+			continue
+		}
+		fd, err := r.File(e.File)
+		if err != nil {
+			return err
+		}
+		b.Call(n.Dup3, fd, e.FD, cloexecFlag(e)).Note("fd %d", e.FD)
+	}
+	last := int32(-1)
+	for _, e := range t.Entries {
+		if e.FD > last+1 {
+			b.Call(n.CloseRange, last+1, e.FD-1, 0)
+		}
+		last = e.FD
+	}
+	b.Call(n.CloseRange, last+1, ^uint32(0), 0)
+	return nil
+}
+
+// TableKind is the record of a descriptor table. The engine acts on it.
+var TableKind = object.NewKind[TableState](tableType, nil)
