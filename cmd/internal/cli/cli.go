@@ -20,8 +20,10 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -34,12 +36,15 @@ type App struct {
 	// Context ends when the command is told to stop by SIGINT, SIGTERM or
 	// SIGHUP. Its cause is then a [*SignalError].
 	Context context.Context
+	// Verbose says that the user wants to read what is being done.
+	Verbose bool
 
 	inputs   []*Input
 	outputs  []*Output
 	messages io.Writer
 	progress progress
 	waker    *waker
+	forward  forward
 }
 
 // Common holds the flags of every command.
@@ -81,7 +86,14 @@ func run(name, description string, command any, args []string, options []kong.Op
 	app.catchSignals(cancel)
 	app.waker = newWaker(ctx)
 	err = parsed.Run(app)
+	var copied exitError
+	if errors.As(err, &copied) {
+		err = nil
+	}
 	err = app.finish(err)
+	if err == nil {
+		return int(copied), nil
+	}
 	app.report(err)
 	var bySignal *SignalError
 	if errors.As(err, &bySignal) {
@@ -113,3 +125,17 @@ func (a *App) Warn(text string) { a.say("warning: ", text) }
 
 // Info prints what the user asked for by -v.
 func (a *App) Info(text string) { a.say("", text) }
+
+// CheckPIDs refuses numbers that are no process ids: kill(2) and its kin take 0
+// and negative ones for whole groups.
+func CheckPIDs(pids []int) error {
+	for i, pid := range pids {
+		if pid <= 0 || pid > 1<<22 { // PID_MAX_LIMIT, linux/threads.h
+			return UsageError(fmt.Sprintf("%d is no process id", pid), "")
+		}
+		if slices.Contains(pids[:i], pid) {
+			return UsageError(fmt.Sprintf("process %d is named twice", pid), "")
+		}
+	}
+	return nil
+}

@@ -119,6 +119,15 @@ func claimed(err error) int {
 	return 0
 }
 
+// exitError is a status that needs no words.
+type exitError int
+
+func (e exitError) Error() string { return "" }
+
+// ExitWith makes an error that ends the command with the status of another
+// program, which it stood in for. Nothing is printed; outputs are completed.
+func ExitWith(status int) error { return exitError(status) }
+
 // usageError is a command line that parses but makes no sense.
 type usageError struct{ text string }
 

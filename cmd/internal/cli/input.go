@@ -26,6 +26,7 @@ type Content int
 const (
 	Binary Content = iota // a stream: never from or to a terminal
 	Text                  // words, lines, JSON
+	Public                // text that everybody may read, a pid file
 )
 
 // Input opens the input of a command: a file, or standard input if the path is

@@ -59,6 +59,9 @@ func (a *App) Output(path string, content Content) (*Output, error) {
 	return o, nil
 }
 
+// StdoutIsTerminal reports whether standard output is a terminal.
+func StdoutIsTerminal() bool { return isTerminal(os.Stdout) }
+
 // create opens the file that will be known as path.
 func (o *Output) create(path string) error {
 	info, err := os.Stat(path)
@@ -87,6 +90,9 @@ func (o *Output) create(path string) error {
 	// An image is the memory of processes: only for its owner to read, unless a
 	// file that it replaces had another mode.
 	mode := fs.FileMode(0o600)
+	if o.content == Public {
+		mode = 0o644
+	}
 	if info != nil {
 		mode = info.Mode().Perm()
 	}
@@ -161,7 +167,7 @@ func (o *Output) failed(err error) error {
 	if errors.As(err, new(*SignalError)) {
 		return &ioError{err}
 	}
-	if errors.Is(err, syscall.EPIPE) && o.content == Text {
+	if errors.Is(err, syscall.EPIPE) && o.content != Binary {
 		return errQuiet // "cr-filter list | head": the reader has had enough
 	}
 	wrapped := error(&ioError{fmt.Errorf("writing %s: %w", o.name, bare(err))})

@@ -97,9 +97,14 @@ func (a *App) Progress(phase string, pages uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pages = pages
-	if phase != p.phase && p.count != nil {
-		p.phase, p.began, p.before = phase, time.Now(), p.count()
-		p.emit(phase)
+	if phase == p.phase || p.count == nil {
+		return
+	}
+	p.phase, p.began, p.before = phase, time.Now(), p.count()
+	p.emit(phase)
+	if a.Verbose {
+		p.wipe()
+		fmt.Fprintf(a.messages, "%s: %s\n", a.Name, phase)
 	}
 }
 
@@ -153,6 +158,10 @@ func (p *progress) emit(phase string) {
 func (p *progress) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.wipe()
+}
+
+func (p *progress) wipe() {
 	if p.drawn {
 		fmt.Fprint(os.Stderr, "\r\x1b[K")
 		p.drawn = false

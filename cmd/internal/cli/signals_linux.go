@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,10 +33,40 @@ func (a *App) catchSignals(cancel context.CancelCauseFunc) {
 		}
 	}
 	go func() {
-		s := <-stop
-		signal.Reset(caught...)
-		cancel(&SignalError{s})
+		for s := range stop {
+			if a.forward.send(s) {
+				continue
+			}
+			signal.Reset(caught...)
+			cancel(&SignalError{s})
+		}
 	}()
+}
+
+// forward is where signals go instead of ending this command.
+type forward struct {
+	mu    sync.Mutex
+	pidfd int // 0: nowhere
+}
+
+func (f *forward) send(s os.Signal) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sig, ok := s.(unix.Signal)
+	return ok && f.pidfd > 0 && unix.PidfdSendSignal(f.pidfd, sig, nil, 0) == nil
+}
+
+// ForwardSignals passes INT, TERM and HUP on to a process from now on, as long as
+// there is one.
+func (a *App) ForwardSignals(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("opening process %d to pass signals on to it: %w", pid, err)
+	}
+	a.forward.mu.Lock()
+	defer a.forward.mu.Unlock()
+	a.forward.pidfd = fd
+	return nil
 }
 
 // dieOf ends the process by a signal, so that its parent sees why it ended: a

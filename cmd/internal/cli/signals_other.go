@@ -24,4 +24,7 @@ func (a *App) catchSignals(context.CancelCauseFunc) {
 	}()
 }
 
+// forward is for the commands that make processes: they need Linux.
+type forward struct{}
+
 func dieOf(os.Signal) {}
