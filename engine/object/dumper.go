@@ -3,7 +3,9 @@ package object
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -30,6 +32,7 @@ type Dumper struct {
 	refusals Refusals
 	nextRef  uint32
 	once     map[any]stream.Ref
+	ids      map[int]bool
 }
 
 // A Bulk is the contents of one object, written after all metadata.
@@ -258,4 +261,31 @@ func meet(p *Process, fd int, path string, v *kernelview.File) (*OpenFile, error
 		return nil, f.Error(fmt.Errorf("looking at %s: %w", path, err))
 	}
 	return f, nil
+}
+
+// InTree says whether a process of the tree has this number in the pid namespace of the tree's root.
+func (d *Dumper) InTree(id int) bool {
+	if d.ids == nil {
+		d.ids = make(map[int]bool, len(d.Processes))
+		for _, p := range d.Processes {
+			d.ids[p.ID] = true
+		}
+	}
+	return d.ids[id]
+}
+
+// Describe writes what would be dumped, one record a line.
+func (d *Dumper) Describe(w io.Writer) error {
+	for _, list := range [][]record{d.records, d.links} {
+		for _, r := range list {
+			ref := "-"
+			if r.ref != 0 {
+				ref = strconv.FormatUint(uint64(r.ref), 10)
+			}
+			if _, err := fmt.Fprintf(w, "%-16s %6s  %+v\n", r.typ, ref, r.state); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -28,10 +28,13 @@ func DumpLimits(p *object.Process) (Limits, error) {
 	return out, nil
 }
 
+// rlimNLimits is RLIM_NLIMITS (asm-generic/resource.h).
+const rlimNLimits = 16
+
 // SetLimits gives process pid its limits from outside. Raising a hard limit above the caller's own needs
 // CAP_SYS_RESOURCE, so only what differs is set.
 func SetLimits(pid int, l Limits) error {
-	if len(l) > 2*unix.RLIM_NLIMITS || len(l)%2 != 0 {
+	if len(l) > 2*rlimNLimits || len(l)%2 != 0 {
 		return object.BadImagef("%d values of resource limits", len(l))
 	}
 	for i := 0; i < len(l)/2; i++ {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"crpipe/engine/object"
+	"crpipe/engine/signals"
 	"crpipe/stream"
 )
 
@@ -26,11 +27,11 @@ type Process struct {
 	UID        uint32 `msgpack:"uid,omitempty"`         // of a zombie, real user and group, which ps(1) shows
 	GID        uint32 `msgpack:"gid,omitempty"`
 
-	MM      stream.Ref `msgpack:"mm,omitempty"`
-	Files   stream.Ref `msgpack:"files,omitempty"`
-	FS      stream.Ref `msgpack:"fs,omitempty"`
-	Sighand stream.Ref `msgpack:"sighand,omitempty"`
-	Signals stream.Ref `msgpack:"signals,omitempty"` // shared pending signals and timers
+	MM      stream.Ref      `msgpack:"mm,omitempty"`
+	Files   stream.Ref      `msgpack:"files,omitempty"`
+	FS      stream.Ref      `msgpack:"fs,omitempty"`
+	Sighand stream.Ref      `msgpack:"sighand,omitempty"`
+	Signals signals.Process `msgpack:"signals"`
 
 	Limits    Limits   `msgpack:"limits,omitempty"`
 	OOMScore  int32    `msgpack:"oom_score_adj,omitempty"`

@@ -1,0 +1,417 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/memory"
+	"crpipe/engine/namespaces"
+	"crpipe/engine/tasks"
+)
+
+// zombieTime is how long a number may be held by a zombie that its parent is about to reap: init takes up to 2 s here.
+const zombieTime = 5 * time.Second
+
+// checkPIDs makes sure that every number that the tree needs is free, and names who holds one that is not.
+func (rs *restoration) checkPIDs(ctx context.Context) error {
+	if rs.ownPIDs {
+		return nil // inside its own namespace every number is free
+	}
+	deadline := time.Now().Add(zombieTime)
+	for _, p := range rs.procs {
+		ids := []int32{p.state.PID}
+		for _, t := range p.threads {
+			if t.state.TID != p.state.PID {
+				ids = append(ids, t.state.TID)
+			}
+		}
+		for _, id := range ids {
+			if err := waitFree(ctx, int(id), deadline); err != nil {
+				return err
+			}
+		}
+	}
+	for _, b := range rs.forest.All {
+		if b.Ghost() {
+			if err := waitFree(ctx, int(b.PID), deadline); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func waitFree(ctx context.Context, id int, deadline time.Time) error {
+	for {
+		// Through task/ so that the numbers of threads are found too.
+		st, err := procfs.ReadThreadStat(id, id)
+		if errors.Is(err, os.ErrNotExist) {
+			if st, err = procfs.ReadStat(id); errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+		}
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if st.State != 'Z' && st.State != 'X' || time.Now().After(deadline) {
+			return pidTaken(id, &st)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// PIDTakenError says that a number that the tree needs belongs to somebody else.
+type PIDTakenError struct {
+	PID    int
+	Holder string // e.g. "sleep (pid 4711, child of 1)"
+	zombie bool
+	own    bool
+}
+
+func (e *PIDTakenError) Error() string {
+	return fmt.Sprintf("pid %d, which the image needs, is in use by %s", e.PID, e.Holder)
+}
+
+// Hint says what to do about it.
+func (e *PIDTakenError) Hint() string {
+	switch {
+	case e.own:
+		return "run cr-restore again: it will have other numbers itself"
+	case e.zombie:
+		return "it has ended, but its parent has not waited for it yet"
+	}
+	return "end that process, or restore into a pid namespace of its own (unshare -pf --mount-proc cr-restore ...)"
+}
+
+func pidTaken(id int, st *procfs.Stat) error {
+	e := &PIDTakenError{PID: id, zombie: st.State == 'Z'}
+	status, err := procfs.ReadStatus(id)
+	switch {
+	case err == nil && status.Tgid == os.Getpid():
+		e.own, e.Holder = true, "cr-restore itself"
+	case err == nil && status.Tgid != id:
+		e.Holder = fmt.Sprintf("a thread of %s (pid %d)", st.Comm, status.Tgid)
+	default:
+		e.Holder = fmt.Sprintf("%s (pid %d, child of %d)", st.Comm, id, st.PPID)
+	}
+	if e.zombie {
+		e.Holder = "the zombie of " + e.Holder
+	}
+	return e
+}
+
+// spawn starts the stub with the pool of open files, and has it make what must be born inside a task.
+func (rs *restoration) spawn() error {
+	count := 2 + len(rs.forest.All)
+	for _, p := range rs.procs {
+		count += len(p.threads)
+	}
+	var err error
+	if rs.arena, err = tracee.NewArena(rs.arch, count, 0); err != nil {
+		return err
+	}
+	if rs.base, err = memory.Hole(rs.spaces, rs.arch, uint64(rs.arena.Size())); err != nil {
+		return err
+	}
+	if err := rs.initial.read(rs.tracer.Tid()); err != nil {
+		return err
+	}
+	if rs.stub, err = rs.tracer.Spawn(rs.arena, rs.base); err != nil {
+		return fmt.Errorf("starting the first task: %w", err)
+	}
+	b := rs.arena.NewBatch()
+	for _, call := range rs.r.RootCalls() {
+		if err := call(b); err != nil {
+			return err
+		}
+	}
+	return rs.tracer.RunOne(rs.stub, b)
+}
+
+// makeProcesses grows the tree, a generation a batch.
+func (rs *restoration) makeProcesses() error {
+	rs.ghosts = map[*tasks.Birth]*tracee.Task{}
+	made := map[*tasks.Birth]*tracee.Task{}
+	if err := rs.generation([]*tasks.Birth{nil}, made); err != nil {
+		return err
+	}
+	for level := 0; ; level++ {
+		var creators []*tasks.Birth
+		deeper := false
+		for _, b := range rs.forest.All {
+			if b.Depth == level {
+				deeper = true
+				creators = append(creators, b)
+			}
+		}
+		if !deeper {
+			break
+		}
+		if err := rs.generation(creators, made); err != nil {
+			return err
+		}
+	}
+	// The stub has done its work.
+	b := rs.arena.NewBatch()
+	b.Call(b.Sys().ExitGroup, 0)
+	return rs.tracer.RunOne(rs.stub, b)
+}
+
+// generation has each of the creators (nil: the stub) do all that it does before anybody else's help is needed: bear
+// those who must be older than its session, leave the session, bear the others.
+func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth]*tracee.Task) error {
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	type born struct {
+		b *tasks.Birth
+		c *tracee.Call
+	}
+	var all []born
+	for _, creator := range creators {
+		b := rs.arena.NewBatch()
+		bear := func(list []*tasks.Birth) {
+			for _, x := range list {
+				all = append(all, born{x, rs.bear(b, creator, x)})
+			}
+		}
+		task := rs.stub
+		if creator == nil {
+			bear(rs.forest.Roots)
+		} else {
+			task = made[creator]
+			if creator.Depth == 0 && len(rs.mounts) > 0 {
+				namespaces.ProcCalls(b, b.Sys().Mount, rs.mounts)
+			}
+			if creator.Process != nil && creator.Process.Subreaper {
+				b.Call(b.Sys().Prctl, unix.PR_SET_CHILD_SUBREAPER, 1)
+			}
+			bear(creator.Before)
+			if creator.Setsid {
+				b.Call(b.Sys().Setsid)
+			}
+			bear(creator.After)
+		}
+		if b.Len() == 0 {
+			continue
+		}
+		who, batches = append(who, task), append(batches, b)
+	}
+	if len(batches) == 0 {
+		return nil
+	}
+	if err := rs.tracer.Run(who, batches); err != nil {
+		return rs.explainTaken(err)
+	}
+	for _, x := range all {
+		task := x.c.Child()
+		made[x.b] = task
+		if x.b.Ghost() {
+			rs.ghosts[x.b] = task
+		} else {
+			rs.byPID[x.b.PID].task = task
+		}
+	}
+	return nil
+}
+
+// bear adds the call with which creator makes x.
+func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Call {
+	args := sys.CloneArgs{}
+	if x.Process != nil {
+		args.ExitSignal = uint64(uint32(x.Process.ExitSignal))
+	}
+	if x.Sibling {
+		args.Flags |= unix.CLONE_PARENT
+		args.ExitSignal = 0 // taken from the creator
+	}
+	if creator != nil && creator.Process != nil && x.Process != nil && !x.Process.Zombie && !creator.Process.Zombie {
+		if x.Process.Files == creator.Process.Files {
+			args.Flags |= unix.CLONE_FILES
+		}
+		if x.Process.FS == creator.Process.FS {
+			args.Flags |= unix.CLONE_FS
+		}
+	}
+	tid := int(x.PID)
+	if rs.ownPIDs {
+		tid = 0 // inside another namespace than ours
+		if creator == nil {
+			args.Flags |= unix.CLONE_NEWPID
+		}
+	}
+	return b.Clone(args, []int32{x.PID}, tid).Note("process %d", x.PID)
+}
+
+// explainTaken turns the EEXIST of a clone3 into who is in the way.
+func (rs *restoration) explainTaken(err error) error {
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	for _, p := range rs.procs {
+		if p.task != nil {
+			continue
+		}
+		if st, e := procfs.ReadStat(int(p.state.PID)); e == nil && !rs.ownPIDs {
+			return pidTaken(int(p.state.PID), &st)
+		}
+	}
+	return err
+}
+
+// joinGroups puts everybody into the right process group, then lets the stand-ins leave.
+func (rs *restoration) joinGroups() error {
+	for _, leaders := range []bool{true, false} {
+		var who []*tracee.Task
+		var batches []*tracee.Batch
+		for _, x := range rs.forest.All {
+			group := x.Group
+			if (group == x.PID) != leaders || x.Setsid {
+				continue
+			}
+			if group == 0 {
+				if group = rs.outsideGroup(x); group == 0 {
+					continue
+				}
+			}
+			b := rs.arena.NewBatch()
+			b.Call(b.Sys().Setpgid, 0, group).Note("group %d", group)
+			who, batches = append(who, rs.taskOf(x)), append(batches, b)
+		}
+		if err := rs.tracer.Run(who, batches); err != nil {
+			return err
+		}
+	}
+	return rs.dismissGhosts()
+}
+
+// outsideGroup returns the group outside of the tree that x was in, where it can be joined: it still exists and is in
+// the session of the caller. Else 0, and x stays in the caller's.
+func (rs *restoration) outsideGroup(x *tasks.Birth) int32 {
+	if x.Process == nil || !x.Process.OutsideGroup || x.Process.Group <= 0 || rs.ownPIDs {
+		return 0
+	}
+	st, err := procfs.ReadStat(int(x.Process.Group))
+	if err != nil || st.Session != rs.initial.session || st.Pgrp != int(x.Process.Group) || st.Session != int(x.Process.Session) {
+		return 0
+	}
+	return x.Process.Group
+}
+
+func (rs *restoration) taskOf(x *tasks.Birth) *tracee.Task {
+	if x.Ghost() {
+		return rs.ghosts[x]
+	}
+	return rs.byPID[x.PID].task
+}
+
+// dismissGhosts ends the stand-ins, those that others were made by last, and has their parents reap them.
+func (rs *restoration) dismissGhosts() error {
+	for i := len(rs.forest.All) - 1; i >= 0; i-- {
+		x := rs.forest.All[i]
+		if !x.Ghost() {
+			continue
+		}
+		b := rs.arena.NewBatch()
+		b.Call(b.Sys().ExitGroup, 0)
+		if err := rs.tracer.RunOne(rs.ghosts[x], b); err != nil {
+			return err
+		}
+		if x.Reaper == nil {
+			continue // cr-restore is its parent, and has waited for it as its tracer
+		}
+		b = rs.arena.NewBatch()
+		b.Call(b.Sys().Wait4, x.PID, 0, unix.WALL, 0).Note("stand-in %d", x.PID)
+		if err := rs.tracer.RunOne(rs.taskOf(x.Reaper), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeThreads has every leader make its other threads.
+func (rs *restoration) makeThreads() error {
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	var calls []*tracee.Call
+	var made []*thread
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			continue
+		}
+		p.threads[0].task = p.task
+		if len(p.threads) == 1 {
+			continue
+		}
+		b := rs.arena.NewBatch()
+		for _, t := range p.threads[1:] {
+			const flags = unix.CLONE_THREAD | unix.CLONE_SIGHAND | unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SYSVSEM
+			tid := int(t.state.TID)
+			if rs.ownPIDs {
+				tid = 0
+			}
+			calls = append(calls, b.Clone(sys.CloneArgs{Flags: flags}, []int32{t.state.TID}, tid).Note("thread %d", t.state.TID))
+			made = append(made, t)
+		}
+		who, batches = append(who, p.task), append(batches, b)
+	}
+	if len(batches) == 0 {
+		return nil
+	}
+	if err := rs.tracer.Run(who, batches); err != nil {
+		return rs.explainTaken(err)
+	}
+	for i, t := range made {
+		t.task = calls[i].Child()
+	}
+	return nil
+}
+
+// initialState is what every new task starts with, inherited from cr-restore's tracing thread.
+type initialState struct {
+	session int
+	creds   tasks.Credentials
+	sched   tasks.Scheduling
+}
+
+func (s *initialState) read(tid int) error {
+	status, err := procfs.ReadThreadStatus(os.Getpid(), tid)
+	if err != nil {
+		return err
+	}
+	st, err := procfs.ReadStat(os.Getpid())
+	if err != nil {
+		return err
+	}
+	s.session = st.Session
+	secure, err := unix.PrctlRetInt(unix.PR_GET_SECUREBITS, 0, 0, 0, 0)
+	if err != nil {
+		return fmt.Errorf("reading securebits: %w", err)
+	}
+	s.creds = tasks.Credentials{UID: status.UID[:], GID: status.GID[:], Groups: status.Groups,
+		Inheritable: status.CapInh, Permitted: status.CapPrm, Effective: status.CapEff, Bounding: status.CapBnd, Ambient: status.CapAmb,
+		Securebits: uint32(secure), NoNewPrivs: status.NoNewPrivs}
+	online, err := tasks.Online()
+	if err != nil {
+		return fmt.Errorf("reading the processors that are online: %w", err)
+	}
+	if s.sched, err = tasks.ReadScheduling(tid, online); err != nil {
+		return err
+	}
+	s.sched.Runtime = 0 // no custom slice
+	return nil
+}

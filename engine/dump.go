@@ -1,0 +1,286 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/files"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/memory"
+	"crpipe/engine/namespaces"
+	"crpipe/engine/object"
+	"crpipe/engine/signals"
+	"crpipe/engine/tasks"
+	"crpipe/stream"
+)
+
+// DumpOptions says what to dump and how.
+type DumpOptions struct {
+	PIDs     []int         // roots of the trees to dump; empty: Ticket
+	Ticket   *Ticket       // a tree that is frozen already
+	Kill     bool          // end the tree once the whole image has been written
+	Freezer  string        // "v2", "v1", "sigstop"; empty: the best there is
+	Timeout  time.Duration // for the freeze; 0: 10 s
+	External []string      // names of objects outside of the tree that a restore will be given
+	DryRun   bool          // look and refuse, but write nothing
+	Plan     io.Writer     // with DryRun: what would be dumped, one object a line
+	Progress func(Progress)
+	Warn     func(string)
+}
+
+// Progress says how far a dump or a restore has come.
+type Progress struct {
+	Phase string // "freezing", "looking", "writing", ...
+	Bytes uint64 // of the stream so far
+	Pages uint64
+}
+
+// dumpTree writes the image of a tree that held holds still. It changes nothing in the tree.
+func dumpTree(ctx context.Context, w io.Writer, held holder, o *DumpOptions, view kernelview.View) error {
+	a, err := arch.Native()
+	if err != nil {
+		return &object.Lacking{What: err.Error()}
+	}
+	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External,
+		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+	report(o.Progress, "looking", 0)
+	if err := lookAtTree(d, held); err != nil {
+		return err
+	}
+	if err := d.Refusals(); err != nil {
+		return err
+	}
+	if o.DryRun {
+		return d.Describe(o.Plan)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return writeTree(ctx, w, d, o)
+}
+
+// lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
+func lookAtTree(d *object.Dumper, held holder) error {
+	if err := collectTree(d, held.Tracer(), held.PIDs()); err != nil {
+		return err
+	}
+	if err := checkTree(d); err != nil {
+		return err
+	}
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts} {
+		if err := step(d); err != nil {
+			return err
+		}
+	}
+	// Objects first, for all processes, then the processes and threads that use them (design.md section 2).
+	for _, p := range d.Processes {
+		if p.Zombie {
+			continue
+		}
+		for _, step := range []func(*object.Dumper, *object.Process) error{
+			files.DumpTable, files.DumpFS, signals.DumpActions, memory.Dump} {
+			if err := step(d, p); err != nil {
+				d.Refuse(err)
+			}
+		}
+	}
+	online, err := tasks.Online()
+	if err != nil {
+		return fmt.Errorf("reading the processors that are online: %w", err)
+	}
+	for _, p := range d.Processes {
+		ref, err := dumpProcess(d, p, held)
+		if err != nil {
+			d.Refuse(err)
+			continue
+		}
+		err = held.Tracer().Do(func() error {
+			for _, t := range p.Threads {
+				if err := dumpThread(d, t, ref, online); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			d.Refuse(err)
+		}
+	}
+	return nil
+}
+
+func dumpProcess(d *object.Dumper, p *object.Process, held holder) (stream.Ref, error) {
+	s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
+	if err := tasks.Place(p, s, d.InTree, aliveIn(d)); err != nil {
+		return stream.Ref{}, err
+	}
+	var err error
+	if s.Cgroups, err = cgroupsOf(p, held); err != nil {
+		return stream.Ref{}, p.Error("", err)
+	}
+	if p.Zombie {
+		if err := tasks.DumpZombie(p, s); err != nil {
+			return stream.Ref{}, err
+		}
+		return d.Add(tasks.ProcessKind.Type, s), nil
+	}
+	if s.Limits, err = tasks.DumpLimits(p); err != nil {
+		return stream.Ref{}, err
+	}
+	if s.OOMScore, err = tasks.DumpOOMScore(p); err != nil {
+		return stream.Ref{}, err
+	}
+	subreaper, ok := p.View.Subreaper.Get()
+	if !ok {
+		return stream.Ref{}, p.Error("", &object.Lacking{What: "the kernel view does not know whether it is a subreaper"})
+	}
+	s.Subreaper, s.StopSignal, s.Unwaited = subreaper, p.Job.StopSignal, p.Job.Unwaited
+	if err := held.Tracer().Do(func() (err error) { s.Signals, err = signals.DumpProcess(p); return err }); err != nil {
+		return stream.Ref{}, err
+	}
+	return d.Add(tasks.ProcessKind.Type, s), nil
+}
+
+// aliveIn says whether a number of the tree's pid namespace belongs to any task outside of the tree.
+func aliveIn(d *object.Dumper) func(id int) bool {
+	own := len(d.Root.Status.NSpid) > 1
+	return func(id int) bool {
+		if own { // the tree is the whole namespace
+			return false
+		}
+		_, err := procfs.ReadStat(id)
+		return err == nil
+	}
+}
+
+// dumpThread runs on the tracer's thread.
+func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online []byte) error {
+	s := &tasks.Thread{Process: process, TID: int32(t.ID), Comm: t.Status.Name}
+	var err error
+	if s.Creds, err = tasks.DumpCredentials(t); err != nil {
+		return err
+	}
+	if s.Sched, err = tasks.DumpScheduling(t, online); err != nil {
+		return err
+	}
+	s.Prctls = tasks.DumpPrctls(d, t)
+	if err := tasks.DumpPointers(d, t, s); err != nil {
+		return err
+	}
+	if s.Signals, err = signals.DumpThread(t, d.Arch); err != nil {
+		return err
+	}
+	if s.Regs, err = dumpRegsets(d.Arch, t); err != nil {
+		return t.Process.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
+	}
+	d.AddPlain(tasks.ThreadKind.Type, s)
+	return nil
+}
+
+// dumpRegsets reads every register set; NT_PRSTATUS is as readRegisters and the restart left it.
+func dumpRegsets(a *arch.Arch, t *object.Thread) ([]tasks.Regset, error) {
+	var out []tasks.Regset
+	for _, rs := range a.Regsets {
+		if rs.Note == arch.NTPRStatus {
+			out = append(out, tasks.Regset{Note: rs.Note, Data: t.Regs})
+			continue
+		}
+		size := rs.Size
+		if size == 0 {
+			size = 16 << 10 // above the xsave area with AMX tiles, about 11 KiB
+		}
+		buf := make([]byte, size)
+		n, err := sys.PtraceGetRegset(t.TID, rs.Note, buf)
+		if rs.Optional && (errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO)) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", rs.Name, err)
+		}
+		if n == len(buf) && rs.Size == 0 {
+			return nil, fmt.Errorf("%s: more than %d bytes", rs.Name, n)
+		}
+		out = append(out, tasks.Regset{Note: rs.Note, Data: append([]byte(nil), buf[:n]...)})
+	}
+	return out, nil
+}
+
+// cgroupsOf returns the memberships of a process, those from before the freeze where the freezer has moved it.
+func cgroupsOf(p *object.Process, held holder) ([]tasks.Cgroup, error) {
+	lines, err := procfs.ReadCgroups(p.PID)
+	if err != nil {
+		return nil, err
+	}
+	var out []tasks.Cgroup
+	for _, l := range lines {
+		out = append(out, tasks.Cgroup{Controllers: l.Controllers, Path: held.FormerCgroup(p.PID, l)})
+	}
+	return out, nil
+}
+
+// writeTree writes the stream.
+func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, o *DumpOptions) error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("reading the kernel's version: %w", err)
+	}
+	w, err := stream.NewWriter(&progressWriter{ctx: ctx, w: out, report: o.Progress}, stream.Header{
+		Content: "image", Arch: d.Arch.Name, PageSize: unix.Getpagesize(), Kernel: unix.ByteSliceToString(uts.Release[:])})
+	if err != nil {
+		return err
+	}
+	err = d.WriteRecords(w)
+	if err == nil {
+		err = d.WriteBulk(w)
+	}
+	if err != nil {
+		// Best effort: where writing itself has failed the reader sees a truncated stream instead.
+		var errno unix.Errno
+		errors.As(err, &errno)
+		_ = w.Fail(err.Error(), int(errno), "pid "+strconv.Itoa(d.Root.PID))
+		return err
+	}
+	return w.End()
+}
+
+// progressWriter counts what is written and stops when ctx is done.
+type progressWriter struct {
+	ctx    context.Context
+	w      io.Writer
+	report func(Progress)
+	bytes  uint64
+}
+
+func (p *progressWriter) Write(b []byte) (int, error) {
+	if err := p.ctx.Err(); err != nil {
+		return 0, context.Cause(p.ctx)
+	}
+	n, err := p.w.Write(b)
+	p.bytes += uint64(n)
+	report(p.report, "writing", p.bytes)
+	return n, err
+}
+
+func report(f func(Progress), phase string, bytes uint64) {
+	if f != nil {
+		f(Progress{Phase: phase, Bytes: bytes})
+	}
+}
+
+// holder is a tree whose live threads are all in ptrace-stop.
+type holder interface {
+	Tracer() *tracee.Tracer
+	PIDs() []int // processes, zombies included
+	// FormerCgroup returns the path of the cgroup that a process is in as far as its freeze is not concerned.
+	FormerCgroup(pid int, line procfs.Cgroup) string
+}

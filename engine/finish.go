@@ -1,0 +1,229 @@
+package engine
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/files"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+	"crpipe/engine/signals"
+	"crpipe/engine/tasks"
+)
+
+// live calls f for every process that is not a zombie, and runs the batches that it fills, all at once. A batch that
+// stays empty costs nothing.
+func (rs *restoration) live(f func(p *process, b *tracee.Batch) error) error {
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			continue
+		}
+		b := rs.arena.NewBatch()
+		if err := f(p, b); err != nil {
+			return fmt.Errorf("process %d: %w", p.state.PID, err)
+		}
+		if b.Len() > 0 {
+			who, batches = append(who, p.task), append(batches, b)
+		}
+	}
+	if len(batches) == 0 {
+		return nil
+	}
+	return rs.tracer.Run(who, batches)
+}
+
+// everyThread is live for threads.
+func (rs *restoration) everyThread(f func(t *thread, b *tracee.Batch) error) error {
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			b := rs.arena.NewBatch()
+			if err := f(t, b); err != nil {
+				return fmt.Errorf("thread %d: %w", t.state.TID, err)
+			}
+			if b.Len() > 0 {
+				who, batches = append(who, t.task), append(batches, b)
+			}
+		}
+	}
+	if len(batches) == 0 {
+		return nil
+	}
+	return rs.tracer.Run(who, batches)
+}
+
+// layOut has every process make its mappings, while all files of the pool are open in it.
+func (rs *restoration) layOut() error {
+	return rs.live(func(p *process, b *tracee.Batch) error {
+		return p.space.Layout(rs.r, b, [2]arch.Addr{rs.base, rs.base + arch.Addr(rs.arena.Size())})
+	})
+}
+
+// finishProcesses gives processes what belongs to them as a whole. The order matters: zombies must be there before
+// their parents may ignore SIGCHLD; the executable, roots and directories are taken from the pool before it goes.
+func (rs *restoration) finishProcesses() error {
+	if err := rs.endZombies(); err != nil {
+		return err
+	}
+	if err := rs.live(func(p *process, b *tracee.Batch) error {
+		if err := p.space.Finish(rs.r, b); err != nil {
+			return err
+		}
+		fs, err := object.State[files.FSState](rs.plan, p.state.FS)
+		if err != nil {
+			return err
+		}
+		return files.FSCalls(rs.r, b, fs)
+	}); err != nil {
+		return err
+	}
+	done := map[uint32]bool{}
+	if err := rs.live(func(p *process, b *tracee.Batch) error {
+		if done[p.state.Files.ID] {
+			return nil
+		}
+		done[p.state.Files.ID] = true
+		table, err := object.State[files.TableState](rs.plan, p.state.Files)
+		if err != nil {
+			return err
+		}
+		return files.TableCalls(rs.r, b, table)
+	}); err != nil {
+		return err
+	}
+	return rs.live(func(p *process, b *tracee.Batch) error {
+		s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
+		if err != nil {
+			return err
+		}
+		if err := s.Check(); err != nil {
+			return err
+		}
+		s.Calls(b, rs.arch)
+		return nil
+	})
+}
+
+// endZombies ends the processes that shall be zombies, the way they once ended.
+func (rs *restoration) endZombies() error {
+	for i := len(rs.procs) - 1; i >= 0; i-- { // children before parents
+		p := rs.procs[i]
+		if !p.state.Zombie {
+			continue
+		}
+		b := rs.arena.NewBatch()
+		n := b.Sys()
+		b.Call(n.Prctl, unix.PR_SET_NAME, p.state.Comm)
+		b.Call(n.Setresgid, p.state.GID, p.state.GID, p.state.GID)
+		b.Call(n.Setresuid, p.state.UID, p.state.UID, p.state.UID)
+		if sig := p.state.WaitStatus & 0x7f; sig != 0 {
+			// No core: the zombie had none. The signal's action is the default, its mask empty.
+			b.Call(n.Prlimit64, 0, unix.RLIMIT_CORE, make([]byte, 16), 0)
+			b.Call(n.RtSigprocmask, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
+			b.Call(n.Kill, p.state.PID, sig)
+			b.Call(n.Pause)
+		} else {
+			b.Call(n.ExitGroup, p.state.WaitStatus>>8&0xff)
+		}
+		if err := rs.tracer.RunOne(p.task, b); err != nil {
+			return fmt.Errorf("zombie %d: %w", p.state.PID, err)
+		}
+	}
+	return nil
+}
+
+// finishThreads gives threads what is their own, credentials last but for what they would take back.
+func (rs *restoration) finishThreads() error {
+	sections, err := rs.criticalSections()
+	if err != nil {
+		return err
+	}
+	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		t.state.PointerCalls(b, rs.arch)
+		t.state.Prctls.Calls(b, rs.arch)
+		if t.state.Sched.Ioprio != 0 {
+			const who = 1 // IOPRIO_WHO_PROCESS: the caller
+			b.Call(b.Sys().IoprioSet, who, 0, t.state.Sched.Ioprio)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for t, saved := range sections {
+		if err := sys.Write(t.task.Tid, arch.Addr(t.state.Rseq+rseqCS), saved); err != nil {
+			return fmt.Errorf("thread %d: restoring rseq_cs: %w", t.state.TID, err)
+		}
+	}
+	if err := rs.fromOutside(); err != nil {
+		return err
+	}
+	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
+		t.state.Prctls.LateCalls(b, rs.arch)
+		if t == t.process.threads[0] {
+			t.process.space.Settle(b)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return rs.finishSignals()
+}
+
+// rseqCS is the offset of rseq_cs in struct rseq (linux/rseq.h).
+const rseqCS = 8
+
+// criticalSections reads, for the threads that were inside a restartable sequence, which: registering clears it. It is
+// written again, so that the kernel aborts the sequence when the thread goes on, as it would after any preemption.
+func (rs *restoration) criticalSections() (map[*thread][]byte, error) {
+	out := map[*thread][]byte{}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			if t.state.Rseq == 0 {
+				continue
+			}
+			b := make([]byte, 8)
+			if err := sys.Read(t.task.Tid, arch.Addr(t.state.Rseq+rseqCS), b); err != nil {
+				return nil, fmt.Errorf("thread %d: reading rseq_cs: %w", t.state.TID, err)
+			}
+			if string(b) != string(make([]byte, 8)) {
+				out[t] = b
+			}
+		}
+	}
+	return out, nil
+}
+
+// fromOutside sets what is set through /proc, or by calls on another task.
+func (rs *restoration) fromOutside() error {
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			continue
+		}
+		wrap := func(err error) error {
+			return &object.Error{PID: int(p.state.PID), Comm: p.threads[0].state.Comm, FD: -1, Err: err}
+		}
+		for _, t := range p.threads {
+			if err := t.state.Sched.Apply(t.task.Tid, &rs.initial.sched); err != nil {
+				return wrap(err)
+			}
+		}
+		if err := tasks.SetOOMScore(p.task.Tid, p.state.OOMScore); err != nil {
+			return wrap(err)
+		}
+		if err := p.space.WriteFilter(p.task.Tid); err != nil {
+			return wrap(err)
+		}
+		if err := tasks.SetLimits(p.task.Tid, p.state.Limits); err != nil {
+			return wrap(err)
+		}
+		rs.joinCgroups(p)
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+package namespaces
+
+import (
+	"errors"
+	"os"
+	"strconv"
+
+	"crpipe/engine/object"
+)
+
+// others are the namespaces that a tree must share with the caller of cr-dump; each is named as in /proc/PID/ns.
+var others = []struct{ file, name string }{
+	{"user", "user"}, {"net", "network"}, {"uts", "UTS"}, {"ipc", "IPC"}, {"cgroup", "cgroup"}, {"time", "time"},
+}
+
+// Check refuses every namespace that is neither the caller's nor kept, and every task that is in another one than the
+// root of its tree.
+func Check(d *object.Dumper) error {
+	for _, ns := range others {
+		mine, theirs, err := compare(d.Root.PID, ns.file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // this kernel has none of that type
+		}
+		if err != nil {
+			return err
+		}
+		if mine != theirs {
+			d.Refuse(d.Root.Error("", &object.Unsupported{
+				What: "is in a " + ns.name + " namespace of its own",
+				Do:   "run cr-dump inside it (nsenter -t " + strconv.Itoa(d.Root.PID) + ")",
+			}))
+		}
+	}
+	for _, name := range []string{"user", "net", "uts", "ipc", "cgroup", "time", "mnt", "pid", "pid_for_children", "time_for_children"} {
+		if err := checkSame(d, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkSame compares one namespace of every thread with the root's.
+func checkSame(d *object.Dumper, name string) error {
+	base := name
+	switch name { // a task whose children would be born elsewhere counts as being there
+	case "pid_for_children":
+		base = "pid"
+	case "time_for_children":
+		base = "time"
+	}
+	want, err := os.Readlink("/proc/" + strconv.Itoa(d.Root.PID) + "/ns/" + base)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			have, err := os.Readlink("/proc/" + strconv.Itoa(t.TID) + "/ns/" + name)
+			if errors.Is(err, os.ErrNotExist) && name == "pid_for_children" {
+				continue // nobody has been born there yet
+			}
+			if err != nil {
+				return p.Error("", err)
+			}
+			if have != want {
+				d.Refuse(p.Error("", object.Unsupportedf("thread %d is in another namespace (%s, the root of its tree in %s)", t.TID, have, want)))
+			}
+		}
+	}
+	return nil
+}

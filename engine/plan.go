@@ -1,0 +1,94 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/tasks"
+)
+
+// printPlan writes what a restore would make: the tree first, as it would grow, then every object.
+func (rs *restoration) printPlan(w io.Writer, pages, bytes uint64) error {
+	var b strings.Builder
+	h := rs.plan.Header
+	fmt.Fprintf(&b, "image from Linux %s on %s\n", h.Kernel, h.Arch)
+	for _, x := range rs.forest.All {
+		indent := strings.Repeat("  ", x.Depth)
+		switch {
+		case x.Ghost():
+			fmt.Fprintf(&b, "%sstand-in %d, leaves again\n", indent, x.PID)
+		case x.Process.Zombie:
+			fmt.Fprintf(&b, "%szombie %d (%s), wait status %#x\n", indent, x.PID, x.Process.Comm, x.Process.WaitStatus)
+		default:
+			p := rs.byPID[x.PID]
+			fmt.Fprintf(&b, "%sprocess %d (%s), %d threads, group %s, session %s\n", indent, x.PID, p.threads[0].state.Comm,
+				len(p.threads), leaderName(x.Process.Group, x.Process.OutsideGroup), leaderName(x.Process.Session, x.Process.OutsideSession))
+		}
+	}
+	for i := range rs.plan.Objects {
+		o := &rs.plan.Objects[i]
+		switch o.State.(type) {
+		case *tasks.Process, *tasks.Thread:
+			continue
+		}
+		fmt.Fprintf(&b, "%s %+v\n", o, o.State)
+	}
+	fmt.Fprintf(&b, "contents: %d pages, %d bytes\n", pages, bytes)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func leaderName(id int32, outside bool) string {
+	if outside {
+		return "of cr-restore"
+	}
+	return strconv.Itoa(int(id))
+}
+
+// joinCgroups puts a process into the cgroups that it was in, where they exist. Where one does not, the process stays in
+// cr-restore's, which is said.
+func (rs *restoration) joinCgroups(p *process) {
+	mounts, err := procfs.ReadSelfMountinfo()
+	if err != nil {
+		rs.o.Warn(fmt.Sprintf("finding the mounted cgroups: %v", err))
+		return
+	}
+	for _, c := range p.state.Cgroups {
+		root := cgroupRoot(mounts, c.Controllers)
+		if root == "" || strings.Contains(c.Path, "/..") || !strings.HasPrefix(c.Path, "/") || strings.ContainsRune(c.Path, 0) {
+			continue // not mounted here, or outside of the cgroup namespace that the dump was made in
+		}
+		dir := root + strings.TrimSuffix(c.Path, "/")
+		if _, err := os.Stat(dir); err != nil {
+			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is not here; it stays in cr-restore's", p.state.PID, dir))
+			continue
+		}
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(p.task.Tid)), 0); err != nil {
+			rs.o.Warn(fmt.Sprintf("pid %d: joining cgroup %s: %v; it stays in cr-restore's", p.state.PID, dir, err))
+		}
+	}
+}
+
+// cgroupRoot finds where the hierarchy with these controllers is mounted; empty controllers are version 2.
+func cgroupRoot(mounts []procfs.Mount, controllers string) string {
+	for i := range mounts {
+		m := &mounts[i]
+		if m.Root != "/" {
+			continue
+		}
+		if controllers == "" && m.FSType == "cgroup2" {
+			return m.Point
+		}
+		if controllers != "" && m.FSType == "cgroup" {
+			first, _, _ := strings.Cut(controllers, ",")
+			if m.HasSuper(first) {
+				return m.Point
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,297 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+	"crpipe/engine/signals"
+)
+
+// finishSignals queues what was pending and arms timers: late, for they tick from here. Processes that job control had
+// stopped are stopped on the way, children before parents, because a parent is told of each: what it had been told
+// before the dump it must not hear again.
+func (rs *restoration) finishSignals() error {
+	if err := rs.forgetChildren(); err != nil {
+		return err
+	}
+	for i := len(rs.procs) - 1; i >= 0; i-- {
+		p := rs.procs[i]
+		if p.state.StopSignal == 0 || p.state.Zombie {
+			continue
+		}
+		if err := rs.stop(p); err != nil {
+			return fmt.Errorf("process %d: stopping it: %w", p.state.PID, err)
+		}
+	}
+	running := func(p *process) bool { return p.state.StopSignal == 0 }
+	if err := rs.queueSignals(running); err != nil {
+		return err
+	}
+	return rs.blockSleepers(running)
+}
+
+// forgetChildren takes from every process the SIGCHLD of the zombies and stand-ins that were made just now.
+func (rs *restoration) forgetChildren() error {
+	return rs.live(func(p *process, b *tracee.Batch) error {
+		forgetChild(b)
+		return nil
+	})
+}
+
+func forgetChild(b *tracee.Batch) {
+	var set [8]byte
+	set[(unix.SIGCHLD-1)/8] = 1 << ((unix.SIGCHLD - 1) % 8)
+	b.Call(b.Sys().RtSigtimedwait, set[:], 0, make([]byte, 16), 8).Allow(unix.EAGAIN)
+}
+
+// queueSignals queues the pending signals of the chosen processes and arms their timers.
+func (rs *restoration) queueSignals(chosen func(*process) bool) error {
+	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		if !chosen(t.process) {
+			return nil
+		}
+		t.state.Signals.Calls(b, rs.arch, t.process.state.PID, t.state.TID)
+		if t == t.process.threads[0] {
+			t.process.state.Signals.Calls(b, rs.arch, t.process.state.PID)
+		}
+		return nil
+	})
+}
+
+// sleepTime is how long a call may take to fall asleep; on a machine that is very busy it may have to wait for a processor.
+const sleepTime = 10 * time.Second
+
+// blockSleepers puts every thread that was in an interrupted sleep back into it, with the time that was left, so that
+// the kernel itself goes on with it to the exact end.
+func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
+	var sleepers []*thread
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			r := &t.state.Signals.Restart
+			if r.Kind == signals.RestartNone || !chosen(p) {
+				continue
+			}
+			var now unix.Timespec
+			if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+				return fmt.Errorf("reading the clock: %w", err)
+			}
+			b := rs.arena.NewBatch()
+			r.Issue(b, now.Nano())
+			sleepers, who, batches = append(sleepers, t), append(who, t.task), append(batches, b)
+		}
+	}
+	if len(sleepers) == 0 {
+		return nil
+	}
+	classes, err := rs.tracer.Block(who, batches, sleepTime)
+	if err != nil {
+		return fmt.Errorf("putting threads back to sleep: %w", err)
+	}
+	for i, t := range sleepers {
+		if classes[i] != arch.RestartBlock {
+			// What it waits for is there already: the call, made again from its start, will find it too.
+			if err := rs.rewind(t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rewind makes a thread issue its interrupted call again.
+func (rs *restoration) rewind(t *thread) error {
+	regs := t.regset(arch.NTPRStatus)
+	nr, in := rs.arch.SyscallNr(regs)
+	if !in || nr == rs.arch.Sys.RestartSyscall {
+		// Its number is gone. Its kind tells it, and its arguments are in their registers still.
+		switch t.state.Signals.Restart.Kind {
+		case signals.RestartPoll:
+			nr = rs.arch.Sys.Poll
+		case signals.RestartFutex:
+			nr = rs.arch.Sys.Futex
+		default:
+			return object.BadImagef("thread %d: a sleep that did not sleep", t.state.TID)
+		}
+	}
+	rs.arch.RewindSyscall(regs, nr)
+	return nil
+}
+
+func (t *thread) regset(note uint32) []byte {
+	for i := range t.state.Regs {
+		if t.state.Regs[i].Note == note {
+			return t.state.Regs[i].Data
+		}
+	}
+	return nil
+}
+
+// removeTraces takes the arena out of the chosen processes, by calls after which there is nothing left to execute any
+// with. SIGTRAP's action comes before: until then the breakpoints of batches needed the default one.
+func (rs *restoration) removeTraces(chosen func(*process) bool) error {
+	var traps, unmaps []*tracee.Step
+	for _, p := range rs.procs {
+		if p.state.Zombie || !chosen(p) {
+			continue
+		}
+		s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
+		if err != nil {
+			return err
+		}
+		if trap := s.Trap(); trap != nil {
+			at, err := rs.scratch(p, trap)
+			if err != nil {
+				return err
+			}
+			traps = append(traps, &tracee.Step{Task: p.task, Nr: rs.arch.Sys.RtSigaction, Args: [6]uint64{uint64(unix.SIGTRAP), uint64(at), 0, 8}})
+		}
+		unmaps = append(unmaps, p.task.Unmap())
+	}
+	for _, steps := range [][]*tracee.Step{traps, unmaps} {
+		if len(steps) == 0 {
+			continue
+		}
+		if err := rs.tracer.CallSteps(steps); err != nil {
+			return err
+		}
+		for _, s := range steps {
+			if s.Result < 0 {
+				return fmt.Errorf("pid %d: %s: %w", s.Task.Tid, rs.arch.SyscallName(s.Nr), unix.Errno(-s.Result))
+			}
+		}
+	}
+	return nil
+}
+
+// scratch puts data into the slot of a process's leader, which no batch uses any more.
+func (rs *restoration) scratch(p *process, data []byte) (arch.Addr, error) {
+	at := p.task.SlotAddr()
+	return at, sys.Write(p.task.Tid, at, data)
+}
+
+// setFinal gives the threads of a process the registers that they go on with.
+func (rs *restoration) setFinal(p *process) error {
+	for _, t := range p.threads {
+		var sets []tracee.RegsetData
+		for _, s := range t.state.Regs {
+			sets = append(sets, tracee.RegsetData{Note: s.Note, Data: s.Data})
+		}
+		if err := rs.tracer.SetFinal(t.task, sets, t.state.Signals.Mask); err != nil {
+			return fmt.Errorf("thread %d: %w", t.state.TID, err)
+		}
+	}
+	return nil
+}
+
+// stop brings a process into the job-control stop that it was in, still under the tracer's hand, and has its parent
+// consume what it was told then. It is the last thing that happens to it before its final registers.
+func (rs *restoration) stop(p *process) error {
+	this := func(q *process) bool { return q == p }
+	if err := rs.queueSignals(this); err != nil {
+		return err
+	}
+	if err := rs.blockSleepers(this); err != nil {
+		return err
+	}
+	if err := rs.removeTraces(this); err != nil {
+		return err
+	}
+	sig := unix.SIGSTOP
+	if p.state.Unwaited {
+		sig = unix.Signal(p.state.StopSignal)
+	}
+	if err := rs.tracer.Do(func() error { return rs.groupStop(p, sig) }); err != nil {
+		return err
+	}
+	parent := rs.byPID[p.state.Parent]
+	if parent == nil {
+		return nil
+	}
+	b := rs.arena.NewBatch()
+	if !p.state.Unwaited {
+		const pPID = 1
+		b.Call(b.Sys().Waitid, pPID, p.state.PID, b.Space(128), unix.WSTOPPED|unix.WNOHANG, 0)
+	}
+	forgetChild(b)
+	return rs.tracer.RunOne(parent.task, b)
+}
+
+// groupStop runs on the tracer's thread. The threads are in stops inside the kernel's signal code, so that between here
+// and the group stop not one instruction of theirs is executed.
+func (rs *restoration) groupStop(p *process, sig unix.Signal) error {
+	lead := p.task.Tid
+	if err := sys.PtraceSetSigmask(lead, ^uint64(0)); err != nil {
+		return err
+	}
+	if err := sys.Tgkill(p.task.Pid, lead, unix.SIGSTOP); err != nil {
+		return err
+	}
+	if err := sys.PtraceCont(lead, 0); err != nil {
+		return err
+	}
+	_, ws, err := sys.Wait(lead, 0)
+	if err != nil {
+		return err
+	}
+	if !ws.SignalStop() || ws.Signal() != unix.SIGSTOP {
+		return fmt.Errorf("internal error: %s instead of a stop signal", ws)
+	}
+	if sig != unix.SIGSTOP {
+		// Injected in its place; it must not be blocked then (ptrace_signal in kernel/signal.c).
+		if err := sys.PtraceSetSigmask(lead, ^uint64(1<<(sig-1))); err != nil {
+			return err
+		}
+	}
+	for i, t := range p.threads {
+		give := unix.Signal(0)
+		if i == 0 {
+			give = sig
+		}
+		if err := sys.PtraceCont(t.task.Tid, give); err != nil {
+			return err
+		}
+	}
+	for _, t := range p.threads {
+		_, ws, err := sys.Wait(t.task.Tid, 0)
+		if err != nil {
+			return err
+		}
+		if !ws.GroupStop() {
+			return fmt.Errorf("internal error: %s instead of a group stop", ws)
+		}
+	}
+	return nil
+}
+
+// letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
+func (rs *restoration) letGo() (*Restored, error) {
+	if err := rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 }); err != nil {
+		return nil, err
+	}
+	var all []*tracee.Task
+	for _, p := range rs.procs {
+		if err := rs.setFinal(p); err != nil {
+			return nil, fmt.Errorf("process %d: %w", p.state.PID, err)
+		}
+		for _, t := range p.threads {
+			all = append(all, t.task)
+		}
+	}
+	ticket, err := rs.ticket()
+	if err != nil {
+		return nil, err
+	}
+	if err := rs.tracer.Commit(all); err != nil {
+		return nil, err
+	}
+	rs.committed = true
+	return &Restored{Root: rs.procs[0].task.Tid, Ticket: ticket}, nil
+}

@@ -1,0 +1,410 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/files"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/memory"
+	"crpipe/engine/namespaces"
+	"crpipe/engine/object"
+	"crpipe/engine/tasks"
+	"crpipe/stream"
+)
+
+// RestoreOptions says how to restore.
+type RestoreOptions struct {
+	Frozen   bool           // leave the tree stopped
+	Wait     bool           // the caller stays until the root ends: its standard descriptors stand in for external ones
+	DryRun   bool           // read and check the whole image, print the plan, make nothing
+	Plan     io.Writer      // with DryRun
+	Inherit  map[string]int // descriptors of the caller for external objects, by name
+	Progress func(Progress)
+	Warn     func(string)
+}
+
+// Restored is a tree that has been made.
+type Restored struct {
+	Root   int     // pid of the root, in the caller's pid namespace
+	Ticket *Ticket // what was made, and how it is stopped
+}
+
+// restoration is a restore under way.
+type restoration struct {
+	o      *RestoreOptions
+	plan   *object.Plan
+	r      *object.Restorer
+	arch   *arch.Arch
+	spaces map[stream.Ref]*memory.Space
+
+	tracer *tracee.Tracer
+	arena  *tracee.Arena
+	base   arch.Addr
+
+	forest    *tasks.Forest
+	procs     []*process // in the order of the image
+	byPID     map[int32]*process
+	ghosts    map[*tasks.Birth]*tracee.Task
+	stub      *tracee.Task
+	ownPIDs   bool
+	mounts    []namespaces.Mount // that the root has to mount inside
+	initial   initialState
+	committed bool
+}
+
+// process is a thread group that is being made.
+type process struct {
+	ref     stream.Ref
+	state   *tasks.Process
+	birth   *tasks.Birth
+	threads []*thread // the leader first; none of a zombie
+	space   *memory.Space
+	task    *tracee.Task // the leader's
+}
+
+type thread struct {
+	process *process
+	state   *tasks.Thread
+	task    *tracee.Task
+}
+
+// Restore reads an image and makes its tree. Nothing of the tree runs before the end of the image has been verified; on
+// any error everything made is undone.
+func Restore(ctx context.Context, in io.Reader, o RestoreOptions) (*Restored, error) {
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
+	reader, err := stream.NewReader(&progressReader{ctx: ctx, r: in, report: o.Progress})
+	if err != nil {
+		return nil, err
+	}
+	rs := &restoration{o: &o}
+	if err := rs.checkHeader(reader.Header()); err != nil {
+		return nil, err
+	}
+	plan, first, err := object.ReadPlan(reader, allKinds())
+	if err != nil {
+		return nil, err
+	}
+	rs.plan = plan
+	if err := rs.planTree(); err != nil {
+		return nil, err
+	}
+	if o.DryRun {
+		return nil, rs.dryRun(reader, first)
+	}
+	if err := rs.checkPIDs(ctx); err != nil {
+		return nil, err
+	}
+	rs.tracer = tracee.NewTracer()
+	defer rs.close()
+	if err := rs.build(ctx, reader, first); err != nil {
+		return nil, err
+	}
+	return rs.letGo()
+}
+
+func (rs *restoration) checkHeader(h *stream.Header) error {
+	native, err := arch.Native()
+	if err != nil {
+		return &object.Lacking{What: err.Error()}
+	}
+	switch {
+	case h.Content != "image":
+		return &object.BadImage{Err: fmt.Errorf("this is a %s, not an image", h.Content)}
+	case h.Arch != native.Name:
+		return &object.Lacking{What: fmt.Sprintf("the image is of architecture %s, this machine is %s", h.Arch, native.Name)}
+	case h.PageSize != unix.Getpagesize():
+		return &object.Lacking{What: fmt.Sprintf("the image has pages of %d bytes, this machine of %d", h.PageSize, unix.Getpagesize())}
+	}
+	rs.arch = native
+	return nil
+}
+
+// planTree turns the records into what is to be made, and checks whatever can be checked without making anything.
+func (rs *restoration) planTree() error {
+	rs.byPID = map[int32]*process{}
+	rs.ownPIDs = len(object.All[namespaces.PID](rs.plan)) > 0
+	byRef := map[uint32]*process{}
+	var states []*tasks.Process
+	for _, f := range object.All[tasks.Process](rs.plan) {
+		p := &process{ref: f.Ref, state: f.State}
+		byRef[f.Ref.ID] = p
+		rs.procs = append(rs.procs, p)
+		rs.byPID[f.State.PID] = p
+		states = append(states, f.State)
+	}
+	if len(rs.procs) == 0 {
+		return object.BadImagef("it has no process")
+	}
+	var reserved []int32
+	seen := map[int32]bool{}
+	for _, f := range object.All[tasks.Thread](rs.plan) {
+		p := byRef[f.State.Process.ID]
+		if p == nil || p.state.Zombie {
+			return object.BadImagef("thread %d belongs to no live process", f.State.TID)
+		}
+		if f.State.TID <= 0 || seen[f.State.TID] {
+			return object.BadImagef("thread %d: twice, or not a number", f.State.TID)
+		}
+		if (f.State.TID == p.state.PID) != (len(p.threads) == 0) {
+			return object.BadImagef("process %d: its leader is not its first thread", p.state.PID)
+		}
+		seen[f.State.TID] = true
+		reserved = append(reserved, f.State.TID)
+		p.threads = append(p.threads, &thread{process: p, state: f.State})
+		if err := checkThreadState(f.State); err != nil {
+			return fmt.Errorf("thread %d: %w", f.State.TID, err)
+		}
+	}
+	for _, p := range rs.procs {
+		if err := rs.checkProcess(p); err != nil {
+			return err
+		}
+	}
+	init := int32(0)
+	if rs.ownPIDs {
+		init = 1
+		if rs.byPID[1] == nil || rs.byPID[1].state.Parent != 0 {
+			return object.BadImagef("a pid namespace without its init")
+		}
+	}
+	var err error
+	if rs.forest, err = tasks.PlanForest(states, reserved, init); err != nil {
+		return err
+	}
+	if rs.ownPIDs && len(rs.forest.Roots) != 1 {
+		return object.BadImagef("a pid namespace with %d roots", len(rs.forest.Roots))
+	}
+	for _, p := range rs.procs {
+		p.birth = rs.forest.Of(p.state.PID)
+	}
+	return rs.planMemory()
+}
+
+// planMemory reads the address spaces and finds a place for the arena that is free in all of them.
+func (rs *restoration) planMemory() error {
+	spaces, err := memory.Spaces(rs.plan, rs.arch)
+	if err != nil {
+		return err
+	}
+	rs.spaces = spaces
+	if !rs.o.DryRun {
+		if err := memory.CheckHost(spaces, rs.arch); err != nil {
+			return err
+		}
+	}
+	used := map[uint32]*process{}
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			continue
+		}
+		p.space = spaces[p.state.MM]
+		if p.space == nil {
+			return object.BadImagef("process %d has no address space", p.state.PID)
+		}
+		if other := used[p.state.MM.ID]; other != nil {
+			return object.BadImagef("processes %d and %d share an address space", p.state.PID, other.state.PID)
+		}
+		used[p.state.MM.ID] = p
+	}
+	return nil
+}
+
+func checkThreadState(t *tasks.Thread) error {
+	if err := t.Creds.Check(); err != nil {
+		return err
+	}
+	if err := t.Signals.Check(); err != nil {
+		return err
+	}
+	return t.Signals.Restart.Check()
+}
+
+func (rs *restoration) checkProcess(p *process) error {
+	wrap := func(err error) error { return fmt.Errorf("process %d: %w", p.state.PID, err) }
+	if p.state.Zombie {
+		return nil
+	}
+	if len(p.threads) == 0 {
+		return object.BadImagef("process %d has no thread", p.state.PID)
+	}
+	if err := p.state.Signals.Check(); err != nil {
+		return wrap(err)
+	}
+	for _, ref := range []stream.Ref{p.state.Files, p.state.FS, p.state.Sighand, p.state.MM} {
+		if _, err := rs.plan.Lookup(ref); err != nil {
+			return wrap(err)
+		}
+	}
+	return nil
+}
+
+// dryRun checks the rest of the stream and prints the plan.
+func (rs *restoration) dryRun(reader *stream.Reader, rec *stream.Record) error {
+	var pages, bytes uint64
+	for err := error(nil); ; rec, err = reader.Next() {
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if rec == nil {
+			continue
+		}
+		if !object.IsBulk(rec.Type) && rec.Flags&stream.FlagOptional == 0 {
+			return object.BadImagef("record %d (%s) after the contents", rec.Index, rec.Type)
+		}
+		data, err := rec.Data()
+		if err != nil {
+			return err
+		}
+		bytes += uint64(len(data))
+		if rec.Type == object.TypePages {
+			pages += uint64(len(data) / unix.Getpagesize())
+		}
+	}
+	return rs.printPlan(rs.o.Plan, pages, bytes)
+}
+
+// build makes everything, up to the point where the tree could be let go.
+func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *stream.Record) error {
+	if err := rs.makeObjects(); err != nil {
+		return err
+	}
+	if err := rs.spawn(); err != nil {
+		return err
+	}
+	report(rs.o.Progress, "making tasks", 0)
+	if err := rs.makeProcesses(); err != nil {
+		return err
+	}
+	if err := rs.joinGroups(); err != nil {
+		return err
+	}
+	if err := rs.layOut(); err != nil {
+		return err
+	}
+	if err := rs.makeThreads(); err != nil {
+		return err
+	}
+	if err := rs.fill(ctx, reader, first); err != nil {
+		return err
+	}
+	report(rs.o.Progress, "finishing", 0)
+	if err := rs.finishProcesses(); err != nil {
+		return err
+	}
+	return rs.finishThreads()
+}
+
+// makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here on and
+// ends with the restore.
+func (rs *restoration) makeObjects() error {
+	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, Wait: rs.o.Wait,
+		PoolBase: files.MaxFD(rs.plan) + 1,
+		Warn:     func(format string, args ...any) { rs.o.Warn(fmt.Sprintf(format, args...)) }}
+	return rs.tracer.Do(func() error {
+		for _, m := range object.All[namespaces.Mounts](rs.plan) {
+			var err error
+			if rs.mounts, err = namespaces.MakeMounts(m.State); err != nil {
+				return err
+			}
+			if len(rs.mounts) > 0 && !rs.ownPIDs {
+				return object.BadImagef("a /proc of its own without a pid namespace of its own")
+			}
+		}
+		return rs.r.MakeObjects()
+	})
+}
+
+// fill streams the contents of memory and files into what has been made, until the end of the stream is proved.
+func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *stream.Record) error {
+	filler := memory.NewFiller(rs.r, rs.spaces)
+	err := rs.readBulk(reader, rec, filler)
+	return errors.Join(err, filler.Wait())
+}
+
+func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {
+	for _, p := range rs.procs {
+		if !p.state.Zombie {
+			if err := filler.Map(p.state.MM, p.task.Tid); err != nil {
+				return err
+			}
+		}
+	}
+	reader.SetBuffers(filler.Buffer)
+	for err := error(nil); ; rec, err = reader.Next() {
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if rec == nil { // an image without contents: only its end is still to be verified
+			continue
+		}
+		switch {
+		case rec.Type == object.TypePages:
+			if err := filler.Put(rec); err != nil {
+				return err
+			}
+		case rec.Type == object.TypeData:
+			var d object.Data
+			if err := rec.Decode(&d); err != nil {
+				return &object.BadImage{Err: err}
+			}
+			data, err := rec.Data()
+			if err != nil {
+				return err
+			}
+			if err := rs.r.Content(&d, data); err != nil {
+				return err
+			}
+		case rec.Flags&stream.FlagOptional == 0:
+			return object.BadImagef("record %d (%s) after the contents", rec.Index, rec.Type)
+		}
+	}
+}
+
+// close ends whatever has not been let go.
+func (rs *restoration) close() {
+	if !rs.committed {
+		// Everything made dies here; what cannot be killed dies with the tracer (PTRACE_O_EXITKILL).
+		if err := rs.tracer.KillAll(); err != nil {
+			rs.o.Warn(err.Error())
+		}
+	}
+	rs.tracer.Close()
+	if rs.r != nil {
+		rs.r.Close()
+	}
+	if rs.arena != nil {
+		_ = rs.arena.Close() // memory of ours only
+	}
+}
+
+// progressReader counts what is read and stops when ctx is done.
+type progressReader struct {
+	ctx    context.Context
+	r      io.Reader
+	report func(Progress)
+	bytes  uint64
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	if p.ctx.Err() != nil {
+		return 0, context.Cause(p.ctx)
+	}
+	n, err := p.r.Read(b)
+	p.bytes += uint64(n)
+	report(p.report, "reading", p.bytes)
+	return n, err
+}

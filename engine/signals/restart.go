@@ -1,0 +1,115 @@
+package signals
+
+import (
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+)
+
+// Restart says how an interrupted call goes on, where its registers alone do not: a call whose result register holds
+// -516 (ERESTART_RESTARTBLOCK) goes on from the task's restart block, which no register shows. The time is what was
+// left at the dump, so a sleep sleeps as long as it would have, not counting the time between dump and restore.
+type Restart struct {
+	Kind  uint8 `msgpack:"kind,omitempty"`  // 0: none; 1 nanosleep, 2 poll, 3 futex
+	Clock int32 `msgpack:"clock,omitempty"` // of a nanosleep or a futex wait
+	Left  int64 `msgpack:"left,omitempty"`  // ns
+	// Expires is the end in ns of CLOCK_REALTIME, for a futex wait until a time of day.
+	Expires int64  `msgpack:"expires,omitempty"`
+	Remain  uint64 `msgpack:"remain,omitempty"` // where nanosleep writes the time left, when it is interrupted by a signal
+	Addr    uint64 `msgpack:"addr,omitempty"`   // struct pollfd[] or the futex word
+	Count   uint32 `msgpack:"count,omitempty"`  // of struct pollfd
+	Val     uint32 `msgpack:"val,omitempty"`    // futex
+	Bitset  uint32 `msgpack:"bitset,omitempty"`
+	Shared  bool   `msgpack:"shared,omitempty"` // not FUTEX_PRIVATE_FLAG
+	// Endless: the call had no end, so it is just made again.
+	Endless bool `msgpack:"endless,omitempty"`
+}
+
+// Kinds of Restart.
+const (
+	RestartNone      = 0
+	RestartNanosleep = 1
+	RestartPoll      = 2
+	RestartFutex     = 3
+)
+
+const erestartRestartblock = -516 // linux/errno.h, never seen by a program
+
+func dumpRestart(t *object.Thread, a *arch.Arch) (Restart, error) {
+	nr, in := a.SyscallNr(t.Regs)
+	if !in || a.Result(t.Regs) != erestartRestartblock {
+		return Restart{}, nil
+	}
+	v := t.View.Restart
+	r := Restart{Endless: v.Infinite}
+	if left, ok := v.Left.Get(); ok {
+		r.Left = max(left, 1)
+	} else if !v.Infinite {
+		v.Kind = kernelview.RestartUnknown
+	}
+	switch v.Kind {
+	case kernelview.RestartNanosleep:
+		if v.Compat || v.Alarm {
+			break
+		}
+		r.Kind, r.Clock, r.Remain = RestartNanosleep, v.Clock, uint64(v.Remain)
+		return r, nil
+	case kernelview.RestartPoll:
+		r.Kind, r.Addr, r.Count = RestartPoll, uint64(v.Pollfds), v.NPollfds
+		return r, nil
+	case kernelview.RestartFutex:
+		shared, ok := v.Shared.Get()
+		r.Kind, r.Addr, r.Val, r.Bitset, r.Shared = RestartFutex, uint64(v.Uaddr), v.Val, v.Bitset, shared || !ok
+		if v.Clock == unix.CLOCK_REALTIME {
+			r.Clock, r.Expires = v.Clock, v.Expires
+		}
+		return r, nil
+	}
+	// Nobody knows the time left. The call is made again from its start, with its whole time: late, but never an
+	// error that the program did not earn. That needs its number, which a restart_syscall has hidden.
+	if nr == a.Sys.RestartSyscall {
+		return Restart{}, t.Process.Error("", object.Unsupportedf("thread %d is in a restarted system call that the kernel view cannot tell", t.TID))
+	}
+	t.Regs = append([]byte(nil), t.Regs...)
+	a.RewindSyscall(t.Regs, nr)
+	return Restart{}, nil
+}
+
+// Issue adds the call that goes on with the wait for the time that was left; monotonic is the present CLOCK_MONOTONIC in
+// ns. The program's own memory and arguments stay as they are: the time is in the batch's.
+func (r *Restart) Issue(b *tracee.Batch, monotonic int64) {
+	n := b.Sys()
+	switch r.Kind {
+	case RestartNanosleep:
+		b.Call(n.ClockNanosleep, r.Clock, 0, timespec(nil, r.Left), r.Remain)
+	case RestartPoll:
+		ms := int64(-1)
+		if !r.Endless {
+			ms = min((r.Left+1e6-1)/1e6, 1<<31-1)
+		}
+		b.Call(n.Poll, r.Addr, r.Count, ms)
+	case RestartFutex:
+		// FUTEX_WAIT_BITSET for all: it alone takes a bitset, and its time is absolute.
+		const waitBitset, private, realtime = 9, 128, 256
+		op, end := uint64(waitBitset), monotonic+r.Left
+		if !r.Shared {
+			op |= private
+		}
+		if r.Clock == unix.CLOCK_REALTIME {
+			op |= realtime
+			end = r.Expires
+		}
+		b.Call(n.Futex, r.Addr, op, r.Val, timespec(nil, end), 0, r.Bitset)
+	}
+}
+
+// Check refuses what cannot be.
+func (r *Restart) Check() error {
+	if r.Kind > RestartFutex || r.Left < 0 || r.Expires < 0 {
+		return object.BadImagef("interrupted call of kind %d with %d ns left", r.Kind, r.Left)
+	}
+	return nil
+}

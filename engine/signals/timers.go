@@ -1,0 +1,176 @@
+package signals
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+)
+
+// Itimer is one timer of setitimer(2), in ns; all zero when it is not armed.
+type Itimer struct {
+	Left     int64 `msgpack:"left,omitempty"`
+	Interval int64 `msgpack:"interval,omitempty"`
+}
+
+// Timer is one timer of timer_create(2).
+type Timer struct {
+	ID     int32  `msgpack:"id"`
+	Clock  int32  `msgpack:"clock,omitempty"`
+	Notify int32  `msgpack:"notify,omitempty"` // SIGEV_*
+	Signal int32  `msgpack:"signal,omitempty"`
+	Value  uint64 `msgpack:"value,omitempty"`  // sigev_value
+	Target int32  `msgpack:"target,omitempty"` // thread of SIGEV_THREAD_ID
+
+	Armed    bool  `msgpack:"armed,omitempty"`
+	Left     int64 `msgpack:"left,omitempty"`     // ns
+	Expires  int64 `msgpack:"expires,omitempty"`  // ns of CLOCK_REALTIME, where the timer was set to an absolute time of day
+	Interval int64 `msgpack:"interval,omitempty"` // ns
+}
+
+const (
+	sigevSignal   = 0 // SIGEV_*, asm-generic/siginfo.h
+	sigevNone     = 1
+	sigevThreadID = 4
+
+	cpuProcess = -6 // the caller's own process and thread CPU clocks as the kernel writes them (linux/posix-timers_types.h)
+	cpuThread  = -2
+
+	prTimerCreateRestoreIDs = 77 // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.16
+)
+
+func dumpItimers(p *object.Process) ([]Itimer, error) {
+	var out []Itimer
+	armed := false
+	for _, m := range []kernelview.Maybe[kernelview.Itimer]{p.View.ItimerReal, p.View.ItimerVirtual, p.View.ItimerProf} {
+		v, ok := m.Get()
+		if !ok {
+			return nil, p.Error("", &object.Lacking{What: "the kernel view does not know its interval timers"})
+		}
+		var it Itimer
+		if v.Armed {
+			armed = true
+			it = Itimer{Left: max(v.Left, 1), Interval: v.Interval}
+		}
+		out = append(out, it)
+	}
+	if !armed {
+		return nil, nil
+	}
+	return out, nil
+}
+
+func dumpTimers(p *object.Process) ([]Timer, error) {
+	timers, ok := p.View.Timers.Get()
+	if !ok {
+		return nil, p.Error("", &object.Lacking{What: "the kernel view does not know its POSIX timers"})
+	}
+	var out []Timer
+	for _, v := range timers {
+		t := Timer{ID: v.ID, Clock: v.Clock, Notify: v.Notify, Signal: v.Signo, Value: v.Value, Armed: v.Armed, Interval: v.Interval}
+		name := fmt.Sprintf("timer %d", v.ID)
+		if v.Clock < 0 && v.Clock != cpuProcess && !(v.Clock == cpuThread && len(p.Threads) == 1) {
+			return nil, p.Error(name, object.Unsupportedf("a timer on the CPU clock of one thread among several, or of another process, cannot be checkpointed"))
+		}
+		if v.Notify == sigevThreadID {
+			for _, th := range p.Threads {
+				if th.TID == v.Target {
+					t.Target = int32(th.ID)
+				}
+			}
+			if t.Target == 0 {
+				return nil, p.Error(name, object.Unsupportedf("the thread that it signals has ended"))
+			}
+		}
+		if v.Armed {
+			left, ok := v.Left.Get()
+			if !ok {
+				return nil, p.Error(name, &object.Lacking{What: "the kernel view does not know the time left"})
+			}
+			t.Left = max(left, 1)
+			if on, ok := v.ExpiresOn.Get(); ok && on == unix.CLOCK_REALTIME && v.Clock == unix.CLOCK_REALTIME {
+				t.Expires = v.Expires.V
+			}
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+func checkTimers(its []Itimer, timers []Timer) error {
+	if len(its) != 0 && len(its) != 3 {
+		return object.BadImagef("%d interval timers", len(its))
+	}
+	for _, it := range its {
+		if it.Left < 0 || it.Interval < 0 {
+			return object.BadImagef("an interval timer with a negative time")
+		}
+	}
+	seen := map[int32]bool{}
+	for _, t := range timers {
+		if t.ID < 0 || seen[t.ID] || t.Left < 0 || t.Interval < 0 || t.Expires < 0 {
+			return object.BadImagef("timer %d: twice, or with a negative time", t.ID)
+		}
+		seen[t.ID] = true
+	}
+	return nil
+}
+
+func timespec(b []byte, ns int64) []byte {
+	b = binary.NativeEndian.AppendUint64(b, uint64(ns/1e9))
+	return binary.NativeEndian.AppendUint64(b, uint64(ns%1e9))
+}
+
+// itimerCalls arms the interval timers. Their clock is the caller's own process, so they go last of all.
+func itimerCalls(b *tracee.Batch, a *arch.Arch, its []Itimer) {
+	for which, it := range its {
+		if it.Left == 0 {
+			continue
+		}
+		var v []byte
+		for _, ns := range []int64{it.Interval, max(it.Left, 1000)} { // struct itimerval, µs: 0 would disarm
+			v = binary.NativeEndian.AppendUint64(v, uint64(ns/1e9))
+			v = binary.NativeEndian.AppendUint64(v, uint64(ns%1e9/1000))
+		}
+		b.Call(a.Sys.Setitimer, uint64(which), b.Data(v), 0)
+	}
+}
+
+// timerCalls makes the POSIX timers with their ids and arms them. They go last: they tick from here.
+func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer) {
+	if len(timers) == 0 {
+		return
+	}
+	n := &a.Sys
+	zero := 0
+	b.Call(n.Prctl, prTimerCreateRestoreIDs, 1, zero, zero, zero).Note("prctl(PR_TIMER_CREATE_RESTORE_IDS), which needs Linux 6.16,")
+	for i := range timers {
+		t := &timers[i]
+		// struct sigevent: value, signal, notify, thread id.
+		ev := binary.NativeEndian.AppendUint64(nil, t.Value)
+		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Signal))
+		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Notify))
+		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Target))
+		ev = append(ev, make([]byte, 64-len(ev))...)
+		id := binary.NativeEndian.AppendUint32(nil, uint32(t.ID))
+		b.Call(n.TimerCreate, uint64(int64(t.Clock)), b.Data(ev), b.Data(id)).Note("making timer %d", t.ID)
+	}
+	b.Call(n.Prctl, prTimerCreateRestoreIDs, zero, zero, zero, zero)
+	for i := range timers {
+		t := &timers[i]
+		if !t.Armed {
+			continue
+		}
+		flags, first := uint64(0), max(t.Left, 1)
+		if t.Expires != 0 {
+			flags, first = 1, t.Expires // TIMER_ABSTIME
+		}
+		v := timespec(timespec(nil, t.Interval), first)
+		b.Call(n.TimerSettime, uint64(t.ID), flags, b.Data(v), zero).Note("arming timer %d", t.ID)
+	}
+}

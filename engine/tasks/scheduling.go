@@ -1,0 +1,106 @@
+package tasks
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/object"
+)
+
+// Scheduling is a thread's policy and where it may run (sched(7), ioprio_set(2)).
+type Scheduling struct {
+	Policy   uint32 `msgpack:"policy,omitempty"`
+	Flags    uint64 `msgpack:"flags,omitempty"` // SCHED_FLAG_*
+	Nice     int32  `msgpack:"nice,omitempty"`
+	Priority uint32 `msgpack:"priority,omitempty"`
+	Runtime  uint64 `msgpack:"runtime,omitempty"` // ns; of SCHED_DEADLINE, else a custom slice
+	Deadline uint64 `msgpack:"deadline,omitempty"`
+	Period   uint64 `msgpack:"period,omitempty"`
+	UtilMin  uint32 `msgpack:"util_min,omitempty"`
+	UtilMax  uint32 `msgpack:"util_max,omitempty"`
+	Affinity []byte `msgpack:"affinity,omitempty"` // cpu mask, bit 0 of byte 0 is cpu 0; empty: all the cpus that there are
+	Ioprio   uint32 `msgpack:"ioprio,omitempty"`
+}
+
+// DumpScheduling asks the kernel about thread t from outside. online is the mask of all processors that there are.
+func DumpScheduling(t *object.Thread, online []byte) (Scheduling, error) {
+	s, err := ReadScheduling(t.TID, online)
+	if err != nil {
+		return s, t.Process.Error("", fmt.Errorf("thread %d: %w", t.TID, err))
+	}
+	if custom, known := t.View.CustomSlice.Get(); s.Policy != unix.SCHED_DEADLINE && !(known && custom) {
+		s.Runtime = 0 // the slice that everybody has
+	}
+	// ioprio_get(2) makes a priority up from the nice value where none is set, so only the kernel view knows.
+	raw, known := t.View.Ioprio.Get()
+	if !known {
+		return s, t.Process.Error("", &object.Lacking{What: fmt.Sprintf("the kernel view does not know the I/O priority of thread %d", t.TID)})
+	}
+	s.Ioprio = uint32(raw)
+	return s, nil
+}
+
+// ReadScheduling reads policy and affinity of any thread.
+func ReadScheduling(tid int, online []byte) (Scheduling, error) {
+	a, err := sys.SchedGetattr(tid)
+	if err != nil {
+		return Scheduling{}, fmt.Errorf("reading scheduling: %w", err)
+	}
+	s := Scheduling{Policy: a.Policy, Flags: a.Flags, Nice: a.Nice, Priority: a.Priority, Runtime: a.Runtime}
+	if a.Policy == unix.SCHED_DEADLINE {
+		s.Deadline, s.Period = a.Deadline, a.Period
+	}
+	if a.Flags&(unix.SCHED_FLAG_UTIL_CLAMP_MIN|unix.SCHED_FLAG_UTIL_CLAMP_MAX) != 0 {
+		s.UtilMin, s.UtilMax = a.Util_min, a.Util_max
+	}
+	mask, err := sys.SchedGetaffinity(tid)
+	if err != nil {
+		return Scheduling{}, fmt.Errorf("reading affinity: %w", err)
+	}
+	if mask = trim(mask); string(mask) != string(trim(online)) {
+		s.Affinity = mask
+	}
+	return s, nil
+}
+
+// Online is the mask of all cpus that a thread of this cpuset could run on.
+func Online() ([]byte, error) { return sys.SchedGetaffinity(1) }
+
+func trim(mask []byte) []byte {
+	for len(mask) > 0 && mask[len(mask)-1] == 0 {
+		mask = mask[:len(mask)-1]
+	}
+	return mask
+}
+
+// Apply gives thread tid its scheduling from outside. have is what all tasks of the restore start with.
+func (s *Scheduling) Apply(tid int, have *Scheduling) error {
+	if s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.Priority != have.Priority ||
+		s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin || s.UtilMax != have.UtilMax {
+		a := sys.SchedAttr{Policy: s.Policy, Flags: s.Flags, Nice: s.Nice, Priority: s.Priority,
+			Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period, Util_min: s.UtilMin, Util_max: s.UtilMax}
+		if err := sys.SchedSetattr(tid, a); err != nil {
+			return &object.Lacking{What: fmt.Sprintf("setting scheduling policy %d, nice %d, priority %d", s.Policy, s.Nice, s.Priority), Err: err,
+				Do: "a real-time policy or a lower nice value needs CAP_SYS_NICE"}
+		}
+	}
+	if string(s.Affinity) != string(have.Affinity) {
+		mask := s.Affinity
+		if len(mask) == 0 {
+			var err error
+			if mask, err = Online(); err != nil {
+				return err
+			}
+		}
+		if err := sys.SchedSetaffinity(tid, mask); err != nil {
+			if errors.Is(err, unix.EINVAL) {
+				return &object.Lacking{What: "none of the processors that it was bound to is here", Err: err}
+			}
+			return fmt.Errorf("setting affinity: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,261 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+)
+
+// errTransient says that the tree was caught in a state that passes by itself within moments, such as a vfork whose
+// child has not called exec yet: letting it go on for a moment and looking again cures it.
+var errTransient = errors.New("transient state")
+
+// collectTree reads, from outside, what /proc and the kernel view say of every process of a stopped tree. pids come in
+// any order; tracer holds every live thread in ptrace-stop.
+func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
+	byPID := map[int]*object.Process{}
+	for _, pid := range pids {
+		p, err := readProcess(pid)
+		if err != nil {
+			return err
+		}
+		byPID[pid] = p
+		d.Processes = append(d.Processes, p)
+	}
+	for _, p := range d.Processes {
+		p.Parent = byPID[p.Stat.PPID]
+	}
+	orderByAncestry(d.Processes)
+	if len(d.Processes) == 0 {
+		return errors.New("internal error: a tree without processes")
+	}
+	d.Root = d.Processes[0]
+	if err := numberTree(d); err != nil {
+		return err
+	}
+	if err := viewTree(d); err != nil {
+		return err
+	}
+	return tracer.Do(func() error { return readRegisters(d) })
+}
+
+func readProcess(pid int) (*object.Process, error) {
+	p := &object.Process{PID: pid}
+	var err error
+	if p.Stat, err = procfs.ReadStat(pid); err != nil {
+		return nil, err
+	}
+	if p.Status, err = procfs.ReadStatus(pid); err != nil {
+		return nil, err
+	}
+	tids, err := procfs.Threads(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, tid := range tids {
+		t := &object.Thread{Process: p, TID: tid, Status: p.Status, Stat: p.Stat}
+		if tid != pid {
+			if t.Status, err = procfs.ReadThreadStatus(pid, tid); err != nil {
+				return nil, err
+			}
+			if t.Stat, err = procfs.ReadThreadStat(pid, tid); err != nil {
+				return nil, err
+			}
+		}
+		if t.Stat.State == 'Z' || t.Stat.State == 'X' {
+			if tid != pid {
+				return nil, p.Error("", fmt.Errorf("thread %d is ending: %w", tid, errTransient))
+			}
+			continue
+		}
+		p.Threads = append(p.Threads, t)
+	}
+	p.Zombie = p.Stat.State == 'Z'
+	if p.Zombie && len(p.Threads) > 0 {
+		return nil, p.Error("", object.Unsupportedf("its leading thread has ended while others live on"))
+	}
+	if !p.Zombie && len(p.Threads) == 0 {
+		return nil, p.Error("", fmt.Errorf("has no live thread in state %c: %w", p.Stat.State, errTransient))
+	}
+	return p, nil
+}
+
+// orderByAncestry sorts parents before children, roots first, by start time and then pid among equals.
+func orderByAncestry(procs []*object.Process) {
+	depth := map[*object.Process]int{}
+	for _, p := range procs {
+		n := 0
+		for a := p.Parent; a != nil && n <= len(procs); a = a.Parent {
+			n++
+		}
+		depth[p] = n
+	}
+	sort.SliceStable(procs, func(i, j int) bool {
+		a, b := procs[i], procs[j]
+		switch {
+		case depth[a] != depth[b]:
+			return depth[a] < depth[b]
+		case a.Stat.Starttime != b.Stat.Starttime:
+			return a.Stat.Starttime < b.Stat.Starttime
+		}
+		return a.PID < b.PID
+	})
+}
+
+// numberTree gives every task its number in the pid namespace of the tree's root.
+func numberTree(d *object.Dumper) error {
+	levels := len(d.Root.Status.NSpid)
+	if levels == 0 {
+		return d.Root.Error("", &object.Lacking{What: "the kernel does not tell pids by namespace (NSpid, Linux 4.1)"})
+	}
+	for _, p := range d.Processes {
+		if len(p.Status.NSpid) != levels {
+			d.Refuse(p.Error("", object.Unsupportedf("is in another pid namespace than the root of its tree, pid %d", d.Root.PID)))
+		}
+		p.ID = p.Status.NSpid[len(p.Status.NSpid)-1]
+		for _, t := range p.Threads {
+			t.ID = t.Status.NSpid[len(t.Status.NSpid)-1]
+		}
+	}
+	return nil
+}
+
+// viewTree asks the kernel view about all live threads and processes at once.
+func viewTree(d *object.Dumper) error {
+	var threads []*object.Thread
+	var tids, leaders []int
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			threads, tids = append(threads, t), append(tids, t.TID)
+		}
+		if !p.Zombie {
+			leaders = append(leaders, p.Leader().TID)
+		}
+	}
+	tv, err := d.View.Threads(tids)
+	if err != nil {
+		return fmt.Errorf("looking at threads: %w", err)
+	}
+	for i := range tv {
+		threads[i].View = &tv[i]
+	}
+	pv, err := d.View.Processes(leaders)
+	if err != nil {
+		return fmt.Errorf("looking at processes: %w", err)
+	}
+	i := 0
+	for _, p := range d.Processes {
+		if !p.Zombie {
+			p.View = &pv[i]
+			i++
+			p.Job.StopSignal = 0
+			if stopped, ok := p.View.Stopped.Get(); ok && stopped {
+				p.Job.StopSignal, _ = p.Leader().View.State.StopSignal.Get()
+				unwaited, _ := p.View.StopUnwaited.Get()
+				p.Job.Unwaited = unwaited != 0
+			}
+		}
+	}
+	return nil
+}
+
+// readRegisters runs on the tracer's thread.
+func readRegisters(d *object.Dumper) error {
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			buf := make([]byte, d.Arch.PRStatusSize)
+			n, err := sys.PtraceGetRegset(t.TID, arch.NTPRStatus, buf)
+			if err != nil {
+				return p.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
+			}
+			if n != d.Arch.PRStatusSize {
+				d.Refuse(p.Error("", object.Unsupportedf("thread %d runs in the mode of another architecture (registers of %d bytes)", t.TID, n)))
+				n = d.Arch.PRStatusSize
+			}
+			t.Regs = buf[:n]
+			if d.Arch.Restart(t.Regs) == arch.RestartEINTR && (t.Status.SigPnd|t.Status.ShdPnd)&^t.Status.SigBlk&t.Status.SigCgt == 0 {
+				// The stop alone made the call return EINTR; in the image it is about to be made again.
+				nr, _ := d.Arch.SyscallNr(t.Regs)
+				d.Arch.RewindSyscall(t.Regs, nr)
+			}
+		}
+	}
+	return nil
+}
+
+// checkTree refuses what no family looks at: objects shared in ways that a restore cannot make again, namespaces, and
+// states of whole processes.
+func checkTree(d *object.Dumper) error {
+	mms := map[any]*object.Process{}
+	for _, p := range d.Processes {
+		if p.Zombie {
+			continue
+		}
+		lead := p.Leader().View
+		for _, t := range p.Threads {
+			if waits, ok := t.View.State.VforkWaits.Get(); ok && waits {
+				return p.Error("", fmt.Errorf("waits for its vfork child: %w", errTransient))
+			}
+			checkThread(d, p, t)
+		}
+		if id, ok := lead.MM.Get(); ok && id != 0 {
+			if other := mms[id]; other != nil {
+				d.Refuse(p.Error("", object.Unsupportedf("shares its memory with process %d (CLONE_VM)", other.PID)))
+			}
+			mms[id] = p
+		} else {
+			return p.Error("", fmt.Errorf("has no address space: %w", errTransient))
+		}
+		if exiting, ok := p.View.GroupExit.Get(); ok && exiting {
+			return p.Error("", fmt.Errorf("is ending: %w", errTransient))
+		}
+		if cont, ok := p.View.ContUnwaited.Get(); ok && cont {
+			d.Warn("pid %d (%s): its parent has not yet waited for its continuation (WCONTINUED); that is not kept", p.PID, p.Comm())
+		}
+		if p.Stat.TTYNr != 0 && innermostSession(p) != 0 && d.InTree(innermostSession(p)) {
+			d.Refuse(p.Error("", object.Unsupportedf("its session %d, which is part of the tree, has the controlling terminal %d:%d",
+				p.Stat.Session, unix.Major(uint64(uint32(p.Stat.TTYNr))), unix.Minor(uint64(uint32(p.Stat.TTYNr))))))
+		}
+	}
+	return nil
+}
+
+func innermostSession(p *object.Process) int {
+	if n := len(p.Status.NSpid); len(p.Status.NSsid) >= n {
+		return p.Status.NSsid[n-1]
+	}
+	return 0
+}
+
+func checkThread(d *object.Dumper, p *object.Process, t *object.Thread) {
+	lead := p.Leader().View
+	differs := func(what string, same bool) {
+		if !same {
+			d.Refuse(p.Error("", object.Unsupportedf("thread %d has %s of its own", t.TID, what)))
+		}
+	}
+	differs("a descriptor table", t.View.Files == lead.Files)
+	differs("a working directory and umask", t.View.FS == lead.FS)
+	if id, ok := t.View.SysVSem.Get(); ok && id != 0 {
+		d.Refuse(p.Error("", object.Unsupportedf("thread %d may have System V semaphore adjustments to undo", t.TID)))
+	}
+}
+
+// readlinkNS returns the identity of one namespace of a task, e.g. "mnt:[4026531841]"; "" where the kernel has none.
+func readlinkNS(pid int, name string) (string, error) {
+	link, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + name)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return link, err
+}
