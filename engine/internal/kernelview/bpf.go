@@ -1,11 +1,203 @@
 package kernelview
 
-// openBPF opens the BPF source.
-func openBPF(Options) (View, error) {
-	m, err := openMemory()
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// bpfView is the source that reads the kernel's memory.
+type bpfView struct {
+	l       *layout
+	mem     *memory
+	clocks  clocks
+	fnNames map[uint64]symbol // by address of the function
+
+	// The caller's pid namespace: what it is, and how deep below the initial one.
+	pidNS    uint64
+	pidLevel uint64
+
+	ids   map[uint64]ID // by address
+	files map[ID]*openFile
+
+	baseClocks  map[uint64]Maybe[int32] // clock of an hrtimer base, by its address
+	speculation bool                    // tasks can be given speculation controls on this machine
+}
+
+// openBPF opens the BPF source: it loads the program that reads, and learns
+// the layout of this kernel's structures, from the cache if it can.
+func openBPF(o Options) (*bpfView, error) {
+	if unix.Geteuid() != 0 && !mayUseBPF() {
+		return nil, &MissingError{
+			What: "the right to load BPF programs that read the kernel",
+			Fix:  "run as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYSLOG",
+			Err:  unix.EPERM,
+		}
+	}
+	base, err := textBase()
 	if err != nil {
 		return nil, err
 	}
-	_ = m.Close()
-	return nil, &MissingError{What: "a build of crpipe with the BPF source complete"}
+	mem, err := openMemory()
+	if err != nil {
+		return nil, err
+	}
+	v := &bpfView{
+		mem:        mem,
+		clocks:     readClocks(),
+		ids:        make(map[uint64]ID),
+		files:      make(map[ID]*openFile),
+		baseClocks: make(map[uint64]Maybe[int32]),
+	}
+	if err := v.learn(o, base); err != nil {
+		_ = v.Close() // the first failure is what matters
+		return nil, err
+	}
+	v.speculation = speculationControlled()
+	return v, nil
+}
+
+// learn fills the layout and everything that follows from it.
+func (v *bpfView) learn(o Options, base uint64) error {
+	var key [cacheKeySize]byte
+	dir := o.CacheDir
+	id, err := buildID()
+	usable := err == nil && !o.NoCache // without a build id nothing says what a cache is of
+	if usable && dir == "" {
+		if dir, err = cacheDir(); err != nil {
+			usable = false
+		}
+	}
+	if usable {
+		key = cacheKey(id)
+		if l, err := readCache(dir, key); err == nil {
+			return v.use(l, base)
+		}
+	}
+	l := new(layout)
+	if l.fields, err = resolveFields(); err != nil {
+		return err
+	}
+	if l.symbols, err = resolveSymbols(); err != nil {
+		return err
+	}
+	l.prepare()
+	if err := v.use(l, base); err != nil {
+		return err
+	}
+	v.calibrate()
+	if usable {
+		_ = writeCache(dir, key, l) // without one the next start is slower, nothing else
+	}
+	return nil
+}
+
+// use makes l the layout in use and looks up the caller's own place in the
+// kernel, without which no thread can be found.
+func (v *bpfView) use(l *layout, base uint64) error {
+	v.l = l
+	v.fnNames = make(map[uint64]symbol)
+	for i, s := range l.symbols {
+		if s.known {
+			v.fnNames[base+s.offset] = symbol(i)
+		}
+	}
+	for _, f := range []field{
+		fTThreadPid, fTPidLinks, fTSignal, fTPid, fTTgid, fPidLevel, fPidTasks, fPidNumbers,
+		fUpidNr, fUpidNS, fUpidSize, fNSHead, fNodeShift, fNodeSlots,
+	} {
+		if !l.has(f) {
+			return &MissingError{What: "a kernel whose structures are known (" + fieldPaths[f] + " is not in its BTF)"}
+		}
+	}
+	if err := v.findOwnNamespace(); err != nil {
+		return fmt.Errorf("finding the own task in the kernel: %w", err)
+	}
+	return nil
+}
+
+// Close unloads the program.
+func (v *bpfView) Close() error {
+	clear(v.ids)
+	clear(v.files)
+	return v.mem.Close()
+}
+
+// Source names the source.
+func (v *bpfView) Source() string { return "bpf" }
+
+// id gives the object at an address its number.
+func (v *bpfView) id(addr uint64) ID {
+	if addr == 0 {
+		return 0
+	}
+	id, ok := v.ids[addr]
+	if !ok {
+		id = ID(len(v.ids) + 1)
+		v.ids[addr] = id
+	}
+	return id
+}
+
+// idOf reads a pointer field as an identity.
+func (v *bpfView) idOf(b []byte, f field) Maybe[ID] {
+	addr, ok := v.l.uint(b, f)
+	if !ok {
+		return Maybe[ID]{}
+	}
+	return Is(v.id(addr))
+}
+
+// gatherMap reads size bytes at each distinct address and returns copies by
+// address; what cannot be read is missing.
+func (v *bpfView) gatherMap(addrs []uint64, size int) (map[uint64][]byte, error) {
+	unique := make([]uint64, 0, len(addrs))
+	found := make(map[uint64][]byte, len(addrs))
+	for _, a := range addrs {
+		if a == 0 {
+			continue
+		}
+		if _, seen := found[a]; !seen {
+			found[a] = nil
+			unique = append(unique, a)
+		}
+	}
+	if size == 0 {
+		return nil, nil
+	}
+	if size > maxRead {
+		return nil, errors.New("reading kernel memory: a structure is larger than any known")
+	}
+	arena := make([]byte, 0, len(unique)*size)
+	err := v.mem.gather(unique, size, func(i int, b []byte) {
+		if b == nil {
+			delete(found, unique[i])
+			return
+		}
+		at := len(arena)
+		arena = append(arena, b...)
+		found[unique[i]] = arena[at:len(arena):len(arena)]
+	})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// mayUseBPF tells whether this process has the capabilities that the source
+// needs without being root.
+func mayUseBPF() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false
+	}
+	have := uint64(data[0].Effective) | uint64(data[1].Effective)<<32
+	for _, c := range []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYSLOG} {
+		if have>>c&1 == 0 {
+			return false
+		}
+	}
+	return true
 }

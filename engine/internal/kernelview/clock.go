@@ -1,0 +1,85 @@
+package kernelview
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// clocks reads the kernel's clocks as the kernel counts them: its structures
+// hold times of the initial time namespace, and clock_gettime answers in the
+// caller's.
+type clocks struct {
+	monotonic, boottime int64 // ns that the caller's time namespace adds
+}
+
+// readClocks learns the caller's offsets. A kernel without time namespaces has
+// no such file, and the offsets are 0.
+func readClocks() clocks {
+	var c clocks
+	b, err := os.ReadFile("/proc/self/timens_offsets")
+	if err != nil {
+		return c
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line) // monotonic  SECONDS  NANOSECONDS
+		if len(f) != 3 {
+			continue
+		}
+		sec, err1 := strconv.ParseInt(f[1], 10, 64)
+		ns, err2 := strconv.ParseInt(f[2], 10, 64)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		switch f[0] {
+		case "monotonic":
+			c.monotonic = sec*1e9 + ns
+		case "boottime":
+			c.boottime = sec*1e9 + ns
+		}
+	}
+	return c
+}
+
+// now is the time of a clock that is not a CPU clock, in the initial time
+// namespace.
+func (c clocks) now(clock int32) Maybe[int64] {
+	switch clock {
+	case unix.CLOCK_REALTIME_ALARM:
+		clock = unix.CLOCK_REALTIME
+	case unix.CLOCK_BOOTTIME_ALARM:
+		clock = unix.CLOCK_BOOTTIME
+	}
+	var ts unix.Timespec
+	if clock < 0 || unix.ClockGettime(clock, &ts) != nil {
+		return Maybe[int64]{}
+	}
+	t := ts.Nano()
+	switch clock {
+	case unix.CLOCK_MONOTONIC:
+		t -= c.monotonic
+	case unix.CLOCK_BOOTTIME:
+		t -= c.boottime
+	}
+	return Is(t)
+}
+
+// until is the time left to a moment of that clock.
+func (c clocks) until(clock int32, expires int64) Maybe[int64] {
+	now := c.now(clock)
+	if !now.Known {
+		return now
+	}
+	return Is(expires - now.V)
+}
+
+// forward moves a time left that is over on by whole intervals, to the next
+// expiry in the future, as hrtimer_forward does.
+func forward(left, interval int64) int64 {
+	if left > 0 || interval <= 0 {
+		return left
+	}
+	return left + (-left/interval+1)*interval
+}
