@@ -17,7 +17,8 @@ import (
 
 // fileHandle is what a restored File is remembered by.
 type fileHandle struct {
-	fd     int                 // in the pool
+	fd     int                 // in the pool, for reading
+	shared int                 // the same file for reading and writing; -1: no mapping wants it
 	writer *sys.FD             // of a deleted file, until its contents are complete
 	uses   map[uint32]*fileUse // in the first handle of a restore: of all files, by objref
 }
@@ -67,7 +68,7 @@ func restoreFile(r *object.Restorer, ref stream.Ref, f *File) error {
 	if err := f.check(); err != nil {
 		return object.BadImagef("%w", err)
 	}
-	h := &fileHandle{}
+	h := &fileHandle{shared: -1}
 	uses, err := usesOf(r, ref, h)
 	if err != nil {
 		return err
@@ -77,17 +78,25 @@ func restoreFile(r *object.Restorer, ref stream.Ref, f *File) error {
 		use = &fileUse{}
 	}
 	var fd *sys.FD
-	switch {
-	case f.Deleted:
+	if f.Deleted {
 		fd, err = makeDeleted(r, ref, f, h)
-	default:
-		fd, err = openMapped(f, use)
+	} else {
+		fd, err = openMapped(f, use, unix.O_RDONLY)
 	}
 	if err != nil {
 		return err
 	}
 	if h.fd, err = r.Pool(fd.Disown()); err != nil {
 		return err
+	}
+	// Both are needed: a mapping of a file that is open for reading only can never be made writable, and programs may rely on it.
+	if use.write {
+		if fd, err = openMapped(f, use, unix.O_RDWR); err != nil {
+			return err
+		}
+		if h.shared, err = r.Pool(fd.Disown()); err != nil {
+			return err
+		}
 	}
 	r.Remember(ref, h)
 	return nil
@@ -114,11 +123,7 @@ func usesOf(r *object.Restorer, ref stream.Ref, h *fileHandle) (map[uint32]*file
 }
 
 // openMapped opens a file by its name and compares it with what the image says of it.
-func openMapped(f *File, use *fileUse) (*sys.FD, error) {
-	mode := unix.O_RDONLY
-	if use.write {
-		mode = unix.O_RDWR
-	}
+func openMapped(f *File, use *fileUse, mode int) (*sys.FD, error) {
 	// O_NONBLOCK: whatever took the file's name meanwhile must not hold us up.
 	fd, err := sys.Open(f.Path, mode|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {

@@ -125,6 +125,9 @@ func (v *area) descriptor(r *object.Restorer) (int, error) {
 		if err != nil {
 			return -1, err
 		}
+		if v.flags&flagMayWrite != 0 {
+			return h.shared, nil
+		}
 		return h.fd, nil
 	case v.shm != nil:
 		h, err := object.Recall[shmHandle](r, v.of)
