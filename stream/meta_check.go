@@ -349,7 +349,7 @@ func (c *checker) key(pos int) (int, error) {
 
 // distinct reports a key that occurs twice. It may reorder keys.
 func (c *checker) distinct(keys []span) error {
-	if len(keys) <= 12 { // the usual case: comparing all pairs is faster than sorting
+	if len(keys) <= 40 { // the usual case: comparing all pairs is faster than sorting
 		for i, a := range keys {
 			for _, b := range keys[:i] {
 				if a.end-a.start == b.end-b.start && bytes.Equal(c.meta[a.start:a.end], c.meta[b.start:b.end]) {
