@@ -160,7 +160,11 @@ func TestBatchMistakes(t *testing.T) {
 	}
 	kind := func() *Batch { b := r.arena.NewBatch(); b.Call(b.Sys().Getpgid, 1.5); return b }
 	lacking := func() *Batch { b := r.arena.NewBatch(); b.Call(arch.NoSyscall); return b }
-	big := func() *Batch { b := r.arena.NewBatch(); b.Call(b.Sys().Write, 1, make([]byte, DefaultSlot), 1); return b }
+	big := func() *Batch {
+		b := r.arena.NewBatch()
+		b.Call(b.Sys().Write, 1, make([]byte, DefaultSlot), 1)
+		return b
+	}
 	slots := func() *Batch {
 		b := r.arena.NewBatch()
 		b.Clone(sys.CloneArgs{}, nil, 0)

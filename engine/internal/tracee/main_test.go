@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,8 +24,10 @@ const helperEnv = "CRPIPE_TRACEE_HELPER"
 
 var helpers = map[string]func(){
 	"threads": helperThreads,
-	"epoll":   helperEpoll,
-	"signals": helperSignals,
+	"calls":   helperCalls,
+	"handler": helperHandler,
+	"vfork":   helperVfork,
+	"idle":    helperIdle,
 	"maker":   helperMaker,
 }
 
@@ -46,7 +48,32 @@ func helper(t *testing.T, name string) (*exec.Cmd, string, *bufio.Reader) {
 	}
 	cmd := exec.Command(exe)
 	cmd.Env = append(os.Environ(), helperEnv+"="+name)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: 0}
+	line, out := start(t, cmd)
+	return cmd, line, out
+}
+
+// compiled builds a C program, starts it and waits for its first line.
+func compiled(t *testing.T, source string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("needs gcc: ", err)
+	}
+	bin := t.TempDir() + "/prog"
+	cc := exec.Command(gcc, "-O1", "-pthread", "-x", "c", "-o", bin, "-")
+	cc.Stdin = strings.NewReader(source)
+	if msg, err := cc.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v\n%s", err, msg)
+	}
+	cmd := exec.Command(bin)
+	_, out := start(t, cmd)
+	return cmd, out
+}
+
+// start starts a program in its own session and reads its first line.
+func start(t *testing.T, cmd *exec.Cmd) (string, *bufio.Reader) {
+	t.Helper()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
 	// Not a pipe of os/exec's: its goroutine would be in the way of reading line by line.
 	r, w, err := os.Pipe()
@@ -67,9 +94,9 @@ func helper(t *testing.T, name string) (*exec.Cmd, string, *bufio.Reader) {
 	_ = r.SetReadDeadline(time.Now().Add(20 * time.Second)) // pipes take deadlines
 	line, err := out.ReadString('\n')
 	if err != nil {
-		t.Fatalf("helper %s: %v", name, err)
+		t.Fatalf("%v: %v", cmd.Args, err)
 	}
-	return cmd, line[:len(line)-1], out
+	return line[:len(line)-1], out
 }
 
 func native(t testing.TB) *arch.Arch {
@@ -175,42 +202,10 @@ func helperThreads() {
 	}
 }
 
-// helperEpoll sleeps in an epoll_pwait without events and reports its result, again and again.
-func helperEpoll() {
-	runtime.LockOSThread()
-	// The runtime preempts by SIGURG, whose handler would end the call truly.
-	var mask unix.Sigset_t
-	for i := range mask.Val {
-		mask.Val[i] = ^uint64(0)
-	}
-	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil); err != nil {
-		panic(err)
-	}
-	ep, err := unix.EpollCreate1(0)
-	if err != nil {
-		panic(err)
-	}
-	fmt.Printf("%d\n", unix.Gettid())
-	ev := make([]unix.EpollEvent, 1)
-	for {
-		n, err := unix.EpollWait(ep, ev, 500)
-		fmt.Printf("%d %v\n", n, err)
-	}
-}
-
-// helperSignals counts the real-time signals that it takes, and prints the number when asked by SIGUSR1.
-func helperSignals() {
-	c := make(chan os.Signal, 4096)
-	signal.Notify(c, syscall.Signal(40), unix.SIGUSR1)
+// helperIdle only exists.
+func helperIdle() {
 	fmt.Println("ready")
-	n := 0
-	for s := range c {
-		if s == unix.SIGUSR1 {
-			fmt.Println(n)
-			continue
-		}
-		n++
-	}
+	time.Sleep(time.Hour)
 }
 
 // helperMaker makes tasks in every half-made state and then waits to be killed. It prints their ids.
@@ -236,7 +231,7 @@ func helperMaker() {
 	}
 	time.Sleep(50 * time.Millisecond)
 	fmt.Println(line)
-	select {}
+	time.Sleep(time.Hour)
 }
 
 func check(err error) {

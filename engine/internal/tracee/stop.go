@@ -43,6 +43,8 @@ type Stop struct {
 	Tid    int
 	State  StopState
 	Signal unix.Signal // with JobStopped: which
+	// Delivered is how many signals it took between being attached to and being stopped.
+	Delivered int
 }
 
 type seized struct{ stop Stop }
@@ -60,7 +62,7 @@ func (t *Tracer) Seize(tids []int) error {
 			if t.seized[tid] != nil {
 				continue
 			}
-			s := &seized{Stop{Tid: tid}}
+			s := &seized{stop: Stop{Tid: tid}}
 			switch err := seize(tid); {
 			case err == nil:
 			case errors.Is(err, unix.ESRCH):
@@ -190,7 +192,9 @@ func (t *Tracer) pollSeized(s *seized) error {
 			return fmt.Errorf("pid %d: stopping it: %w", tid, err)
 		}
 		sig := ws.Signal()
-		if !ws.SignalStop() {
+		if ws.SignalStop() {
+			s.stop.Delivered++
+		} else {
 			sig = 0
 		}
 		if err := sys.PtraceCont(tid, sig); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -82,11 +83,19 @@ func (t *Tracer) Do(f func() error) error {
 // Tid is the thread id of the tracer, what /proc/TID/status of a tracee shows as TracerPid.
 func (t *Tracer) Tid() int { return t.tid }
 
-// Close ends the thread. The kernel kills the tasks that Spawn and Clone made and that have not been committed, and detaches from all others,
-// stopped or not. It must not be called from within Do, nor twice.
+// Close ends the thread and waits for that. The kernel kills the tasks that Spawn and Clone made and that have not been committed, and detaches from
+// all others, stopped or not. It must not be called from within Do, nor twice.
 func (t *Tracer) Close() {
 	close(t.work)
 	<-t.gone
+	// The goroutine is gone, its thread is about to be. (Signal 0 only asks.)
+	pause := 10 * time.Microsecond
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); pause = min(2*pause, time.Millisecond) {
+		if err := sys.Tgkill(os.Getpid(), t.tid, 0); errors.Is(err, unix.ESRCH) {
+			return
+		}
+		time.Sleep(pause)
+	}
 }
 
 // Pin binds the tracer's thread to the processor that it runs on. Tasks that are made from then on inherit that, so that a round trip need not cross
