@@ -22,7 +22,7 @@ var special = map[string]fixture{
 }
 
 // own are programs that have a test of their own instead of the flavours.
-var own = map[string]bool{"stdfds": true, "quiet": true, "block": true}
+var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true}
 
 func fixtures(t *testing.T) []string {
 	t.Helper()

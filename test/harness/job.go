@@ -22,7 +22,9 @@ var jobs atomic.Int64
 
 // Options say how a job is started.
 type Options struct {
-	Args   []string
+	Name   string   // what messages call it; the program's name when empty
+	Before []string // arguments before the directory
+	Args   []string // arguments behind the directory
 	PidNS  bool     // as init of a pid namespace of its own: unshare -pf --mount-proc
 	Env    []string // more of the environment
 	Stdin  *os.File // /dev/null when nil
@@ -65,7 +67,10 @@ func Start(t testing.TB, prog string, o Options) *Job {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := filepath.Base(prog)
+	name := o.Name
+	if name == "" {
+		name = filepath.Base(prog)
+	}
 	j := &Job{T: t, Name: name, Dir: filepath.Join(dir, "d"), Aux: filepath.Join(dir, "aux"), opts: o, known: map[int]bool{}, exited: make(chan struct{}),
 		before: viewCgroups()}
 	n := jobs.Add(1)
@@ -79,7 +84,7 @@ func Start(t testing.TB, prog string, o Options) *Job {
 			t.Fatal(err)
 		}
 	}
-	argv := append([]string{prog, j.Dir}, o.Args...)
+	argv := append(append(append([]string{prog}, o.Before...), j.Dir), o.Args...)
 	if o.Shell != "" {
 		argv = append([]string{"/bin/bash", "-c", o.Shell, name, j.Dir}, o.Args...)
 	}

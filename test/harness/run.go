@@ -192,3 +192,51 @@ func (j *Job) Migrate(script string, env ...string) {
 		j.T.Errorf("%s says %q (%v)%s", j.Name, strings.TrimSpace(string(data)), err, j.Evidence())
 	}
 }
+
+// Command is one of the five commands, to be started by the test itself, in a session of its own. Its words go to AUX/stderr.
+func (j *Job) Command(name string, args ...string) *exec.Cmd {
+	j.T.Helper()
+	cmd := exec.Command(filepath.Join(Binaries(j.T), name), args...)
+	cmd.Dir = j.Aux
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "TMPDIR=" + j.tmp(), j.cmdMark}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	errs := j.output(nil, "stderr")
+	cmd.Stderr = errs
+	j.T.Cleanup(func() { _ = errs.Close() })
+	return cmd
+}
+
+// Commands are the processes of commands that work on the job now.
+func (j *Job) Commands() []int {
+	var live []int
+	for _, pid := range marked(j.cmdMark) {
+		if s := State(pid); s != 0 && s != 'Z' {
+			live = append(live, pid)
+		}
+	}
+	return live
+}
+
+// CommandsGone waits until no command works on the job any more, and reaps those that became our children.
+func (j *Job) CommandsGone(limit time.Duration) bool {
+	return eventually(limit, func() bool { return len(j.Commands()) == 0 })
+}
+
+// Settled is how many tasks of the job there are once that number has stood still for a moment.
+func (j *Job) Settled(limit time.Duration) int {
+	last, since := -1, time.Now()
+	eventually(limit, func() bool {
+		j.reap()
+		n := 0
+		for _, pid := range j.Tasks() {
+			if s := State(pid); s != 0 && s != 'Z' {
+				n++
+			}
+		}
+		if n != last {
+			last, since = n, time.Now()
+		}
+		return time.Since(since) > 100*time.Millisecond
+	})
+	return last
+}
