@@ -171,18 +171,20 @@ func parseLine(line []byte) (*Record, error) {
 // line after it can only close the object that it is a member of.
 func cutPayload(line []byte) (rest, payload []byte, err error) {
 	const begin, end = `,"payload":"`, `"}`
-	i := bytes.LastIndex(line, []byte(begin))
-	if i < 0 || !bytes.HasSuffix(line[i+len(begin):], []byte(end)) {
+	if !bytes.HasSuffix(line, []byte(end)) {
 		return line, nil, nil
 	}
-	text := line[i+len(begin) : len(line)-len(end)]
-	if bytes.ContainsAny(text, "\"\\") {
+	body := line[:len(line)-len(end)]
+	at := bytes.LastIndexByte(body, '"') + 1
+	text := body[at:]
+	if !bytes.HasSuffix(body[:at], []byte(begin)) || bytes.IndexByte(text, '\\') >= 0 {
 		return line, nil, nil
 	}
 	n, err := base64.StdEncoding.Strict().Decode(text, text)
 	if err != nil {
 		return nil, nil, fmt.Errorf("member payload: %w", err)
 	}
+	i := at - len(begin)
 	return append(line[:i:i], '}'), text[:n:n], nil
 }
 
