@@ -228,7 +228,7 @@ func (f *freeze) asItIs(cgroup string) (bool, error) {
 	if !frozen {
 		pids, err := f.h.members(dir, false)
 		if errors.Is(err, unix.EOPNOTSUPP) {
-			return false, fmt.Errorf("%w: cgroup %s is a threaded one", errUnusable, cgroup)
+			return false, fmt.Errorf("%w: cgroup %s is a threaded one", ErrUnusable, cgroup)
 		}
 		if err != nil {
 			return false, usable(err)
@@ -264,7 +264,7 @@ func (f *freeze) addGroup(g Group) error {
 // move brings one process (all threads where they are together, else thread
 // number i) into the transient cgroup below its own, which it makes if need be.
 func (f *freeze) move(p place, i int) error {
-	want := Group{Path: path.Join(p.groups[i], transientPrefix+f.st.ID), Transient: true}
+	want := Group{Path: path.Join(p.groups[i], TransientName(f.st.ID)), Transient: true}
 	var g *openGroup
 	for _, have := range f.groups {
 		if have.Path == want.Path {
@@ -327,12 +327,12 @@ func (h *hierarchy) attach(dir *sys.FD, p place, i int) error {
 // permission, a read-only or vanished hierarchy, limits on cgroups, and what
 // the kernel refuses to move (cgroup-v2.rst: threaded, no internal processes).
 func usable(err error) error {
-	if err == nil || errors.Is(err, errUnusable) {
+	if err == nil || errors.Is(err, ErrUnusable) {
 		return err
 	}
 	for _, e := range []error{unix.EACCES, unix.EPERM, unix.EROFS, unix.ENOENT, unix.EAGAIN, unix.EBUSY, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSPC} {
 		if errors.Is(err, e) {
-			return fmt.Errorf("%w: %w", errUnusable, err)
+			return fmt.Errorf("%w: %w", ErrUnusable, err)
 		}
 	}
 	return err

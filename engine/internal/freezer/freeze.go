@@ -42,7 +42,7 @@ func Freeze(o Options) (*State, error) {
 		if err == nil {
 			return st, nil
 		}
-		if !errors.Is(err, errUnusable) || o.Way != "" {
+		if !errors.Is(err, ErrUnusable) || o.Way != "" {
 			return nil, err
 		}
 		whyNot = append(whyNot, err)
@@ -86,6 +86,27 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 		return nil, err
 	}
 	return f.st, nil
+}
+
+// Describe makes the state of trees that run, or that the caller holds and is
+// going to let run.
+func Describe(roots []int) (*State, error) {
+	t, err := newTree(roots)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.grow(nil); err != nil {
+		return nil, err
+	}
+	st, err := newState(WayNone)
+	if err != nil {
+		return nil, err
+	}
+	st.Roots = t.roots
+	if st.Tasks, err = describe(t.live(), nil); err != nil {
+		return nil, err
+	}
+	return st, nil
 }
 
 func newState(way Way) (*State, error) {
@@ -163,7 +184,7 @@ func (f *freeze) check(way Way) error {
 		if err != nil {
 			return err
 		}
-		if st.TracerPID != 0 {
+		if st.TracerPID != 0 && !f.o.Held {
 			tracer, _ := procfs.ReadStat(st.TracerPID)
 			return fmt.Errorf("pid %d (%s) is %w by pid %d (%s)", pid, st.Name, ErrTraced, st.TracerPID, tracer.Comm)
 		}
@@ -176,7 +197,7 @@ func (f *freeze) check(way Way) error {
 				b, _ := readAt(dir, "freezer.state")
 				_ = dir.Close()
 				if len(b) > 0 && b[0] == 'F' { // FROZEN or FREEZING
-					return fmt.Errorf("%w: pid %d (%s) is frozen by the v1 cgroup %s", errUnusable, pid, st.Name, cg)
+					return fmt.Errorf("%w: pid %d (%s) is frozen by the v1 cgroup %s", ErrUnusable, pid, st.Name, cg)
 				}
 			}
 		}
@@ -205,6 +226,9 @@ func (f *freeze) describeAll() error {
 		t := &tasks[i]
 		if b, ok := f.before[t.TID]; ok && t.Before != BeforeZombie {
 			t.Before = b
+		}
+		if slices.Contains(f.o.Stopped, t.PID) && t.Before == BeforeRunning {
+			t.Before = BeforeStopped
 		}
 		for _, g := range f.groups {
 			if !under(t.Cgroup, g.Path) {
@@ -275,7 +299,8 @@ func (f *freeze) nextToStop(sent map[int]bool) ([]int, error) {
 		if _, in := f.tree.procs[tasks[0].PPID]; in && !sent[tasks[0].PPID] {
 			continue
 		}
-		stopped := slices.ContainsFunc(tasks, func(t Task) bool { return t.Before == BeforeStopped })
+		stopped := slices.Contains(f.o.Stopped, pid) ||
+			slices.ContainsFunc(tasks, func(t Task) bool { return t.Before == BeforeStopped })
 		for i := range tasks {
 			if stopped && tasks[i].Before == BeforeRunning {
 				tasks[i].Before = BeforeStopped // on its way into the group stop
@@ -296,6 +321,9 @@ func (f *freeze) nextToStop(sent map[int]bool) ([]int, error) {
 
 // waitStopped waits until every thread of those that were told to is stopped.
 func (f *freeze) waitStopped(sent map[int]bool) error {
+	if f.o.Held {
+		return nil // they stop when the caller detaches
+	}
 	pause := 50 * time.Microsecond
 	for {
 		var told []int

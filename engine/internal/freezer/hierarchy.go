@@ -25,6 +25,9 @@ type hierarchy struct {
 // transientPrefix begins the names of the cgroups that a freeze makes.
 const transientPrefix = "crpipe-"
 
+// TransientName is how the path of a transient cgroup of the freeze ID ends.
+func TransientName(id string) string { return "/" + transientPrefix + id }
+
 // openHierarchy finds where the hierarchy of a way is mounted. It may be
 // mounted more than once, with a part of it as root, or hidden under another
 // mount: the first that answers as the right file system is taken, one that
@@ -67,7 +70,7 @@ func openHierarchy(way Way) (*hierarchy, error) {
 		found = &hierarchy{way: way, mount: m, root: fd}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("%w: no cgroup %s is mounted", errUnusable, way)
+		return nil, fmt.Errorf("%w: no cgroup %s is mounted", ErrUnusable, way)
 	}
 	return found, nil
 }
@@ -80,12 +83,12 @@ func (h *hierarchy) relative(cgroup string) (string, error) {
 	if h.mount.Root != "/" {
 		var ok bool
 		if rest, ok = strings.CutPrefix(cgroup, h.mount.Root); !ok || (rest != "" && rest[0] != '/') {
-			return "", fmt.Errorf("%w: cgroup %s lies outside of what is mounted at %s", errUnusable, cgroup, h.mount.Point)
+			return "", fmt.Errorf("%w: cgroup %s lies outside of what is mounted at %s", ErrUnusable, cgroup, h.mount.Point)
 		}
 	}
 	rest = strings.Trim(path.Clean("/"+rest), "/")
 	if cgroup == "" || cgroup[0] != '/' || strings.HasPrefix(rest, "..") {
-		return "", fmt.Errorf("%w: cgroup %q cannot be reached", errUnusable, cgroup)
+		return "", fmt.Errorf("%w: cgroup %q cannot be reached", ErrUnusable, cgroup)
 	}
 	if rest == "" {
 		rest = "."
@@ -121,7 +124,7 @@ func (h *hierarchy) of(pid, tid int) (string, error) {
 			return list[i].Path, nil
 		}
 	}
-	return "", fmt.Errorf("%w: pid %d is in no cgroup %s", errUnusable, tid, h.way)
+	return "", fmt.Errorf("%w: pid %d is in no cgroup %s", ErrUnusable, tid, h.way)
 }
 
 func readAt(dir *sys.FD, name string) ([]byte, error) {
@@ -223,7 +226,7 @@ func (h *hierarchy) members(dir *sys.FD, threads bool) ([]int, error) {
 		if pid > 0 { // 0: in a pid namespace that we cannot see into
 			out = append(out, pid)
 		} else {
-			return nil, fmt.Errorf("%w: the cgroup holds a task of another pid namespace", errUnusable)
+			return nil, fmt.Errorf("%w: the cgroup holds a task of another pid namespace", ErrUnusable)
 		}
 	}
 	children, err := subdirs(dir)

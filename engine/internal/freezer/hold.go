@@ -49,6 +49,8 @@ type HoldOptions struct {
 	Partial bool
 	Timeout time.Duration // 0: DefaultTimeout
 	Warn    func(string)  // told of what a lenient hold leaves out; may be nil
+	// Locked is as in ThawOptions.
+	Locked func(*State) error
 }
 
 // Hold brings every live thread of a frozen tree into a ptrace stop of tr and
@@ -66,6 +68,9 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 		return nil, err
 	}
 	err := h.open(o.Partial)
+	if err == nil && o.Locked != nil {
+		err = o.Locked(st)
+	}
 	if err == nil {
 		err = h.findProcesses(o.Partial)
 	}

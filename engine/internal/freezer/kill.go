@@ -53,6 +53,11 @@ func Kill(st *State, o ThawOptions) error {
 	if err := h.open(o.Partial); err != nil {
 		return err
 	}
+	if o.Locked != nil {
+		if err := o.Locked(st); err != nil {
+			return err
+		}
+	}
 	if err := h.findProcesses(o.Partial); err != nil {
 		return err
 	}

@@ -69,6 +69,11 @@ type Options struct {
 	// anything with what is needed to undo it should the caller die. An error
 	// stops the freeze.
 	Journal func(*State) error
+	// Held says that the caller's tracer holds every thread in a ptrace stop and
+	// is going to detach: the tasks are frozen when it does, and Stopped are
+	// the processes among them that job control stops.
+	Held    bool
+	Stopped []int
 }
 
 // DefaultTimeout is how long a tree may take to stand still.
@@ -88,8 +93,8 @@ var (
 	ErrGone = errors.New("no such process")
 	// ErrTraced is matched when a debugger holds a task of the tree.
 	ErrTraced = errors.New("being traced")
-	// errUnusable: this way cannot be used here; another may.
-	errUnusable = errors.New("this freezer cannot be used")
+	// ErrUnusable is matched when a way cannot be used here; another may.
+	ErrUnusable = errors.New("this freezer cannot be used")
 )
 
 // BusyError says who holds the lock.

@@ -18,6 +18,9 @@ type ThawOptions struct {
 	Partial bool          // see HoldOptions
 	Timeout time.Duration // 0: DefaultTimeout
 	Warn    func(string)
+	// Locked, when not nil, is called when the lock has been taken and before
+	// anything is changed; an error stops the thaw.
+	Locked func(*State) error
 }
 
 // Thaw lets a frozen tree go on as it was before the freeze.
@@ -27,7 +30,7 @@ func Thaw(st *State, o ThawOptions) error {
 	}
 	tr := tracee.NewTracer()
 	defer tr.Close()
-	h, err := Hold(tr, st, HoldOptions{Lenient: true, Partial: o.Partial, Timeout: o.Timeout, Warn: o.Warn})
+	h, err := Hold(tr, st, HoldOptions{Lenient: true, Partial: o.Partial, Timeout: o.Timeout, Warn: o.Warn, Locked: o.Locked})
 	if err != nil {
 		return err
 	}
@@ -172,4 +175,21 @@ func (h *hierarchy) dissolve(g *openGroup) error {
 		time.Sleep(time.Duration(min(i, 10)) * time.Millisecond)
 	}
 	return nil
+}
+
+// Refreeze freezes again what a hold that died has left thawed: a tree frozen
+// by version 1. Other trees are frozen still.
+func Refreeze(st *State) error {
+	if st.Way != WayV1 {
+		return nil
+	}
+	h := &Held{st: st, warn: func(string) {}}
+	defer h.close()
+	if err := h.open(true); err != nil {
+		return err
+	}
+	for _, g := range h.groups {
+		g.frozen = true
+	}
+	return h.freezeAgain()
 }

@@ -1,0 +1,149 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/freezer"
+	"crpipe/engine/internal/tracee"
+	"crpipe/engine/object"
+)
+
+// FreezeOptions says what to freeze and how.
+type FreezeOptions struct {
+	PIDs    []int         // roots: each with all its descendants
+	Cgroup  string        // or everything in this cgroup: its directory, or its path below the mount of a cgroup hierarchy
+	Freezer string        // "v2", "v1", "sigstop"; empty: the best there is
+	Timeout time.Duration // 0: 10 s
+	Guard   *Guardian     // told of the freeze before it begins; may be nil
+}
+
+// Freeze stops whole trees of processes. After an error nothing is stopped that was not before.
+//
+// With a guard the tree is thawed again should this process die before g.Clear, so whoever calls Freeze to leave a tree
+// frozen calls that once the ticket is in safe hands.
+func Freeze(o FreezeOptions) (*Ticket, error) {
+	st, err := freezer.Freeze(freezer.Options{
+		Roots: o.PIDs, Cgroup: o.Cgroup, Way: freezer.Way(o.Freezer), Timeout: o.Timeout,
+		Journal: o.Guard.journal(cureThaw),
+	})
+	if err != nil {
+		return nil, freezeError(errors.Join(err, o.Guard.Clear()))
+	}
+	return newTicket(st), nil
+}
+
+// freezeError gives the errors of the freezer their exit status and hint.
+func freezeError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, freezer.ErrTraced):
+		return &object.Unsupported{What: err.Error(), Do: "end the debugger first, or let it detach"}
+	case errors.Is(err, freezer.ErrTimeout):
+		return &hinted{err, "a task may be in uninterruptible sleep (state D in ps); give it more time with --timeout"}
+	case errors.Is(err, freezer.ErrOwnTree):
+		return &hinted{err, "start this command from outside of the tree, e.g. by setsid or from another shell"}
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return &object.Lacking{What: err.Error(), Do: "run it as the owner of the processes or as root"}
+	case errors.Is(err, freezer.ErrUnusable):
+		return &object.Lacking{What: err.Error(), Do: "choose another way with --freezer v2, v1 or sigstop"}
+	}
+	return err
+}
+
+// hinted is an error with a hint.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+func (h *hinted) Hint() string  { return h.hint }
+
+// A treeHold is a frozen tree all of whose live threads are in a ptrace stop.
+type treeHold struct {
+	*freezer.Held
+	fresh  bool // frozen by this process, which lets it go on in the end
+	tracer *tracee.Tracer
+	guard  *Guardian
+}
+
+// takeHold freezes the trees of pids, or takes over the frozen tree of a ticket, and stops every thread of it. Release or
+// Kill must follow.
+func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, warn func(string)) (*treeHold, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	h := &treeHold{guard: o.Guard}
+	cure := cureRefreeze
+	if ticket == nil {
+		o.PIDs = pids
+		var err error
+		if ticket, err = Freeze(o); err != nil {
+			return nil, err
+		}
+		h.fresh, cure = true, cureThaw
+	}
+	if !ticket.Frozen() {
+		return nil, errors.New("the ticket's tree is not frozen: freeze it with cr-freeze first")
+	}
+	if err := o.Guard.journal(cure)(&ticket.state); err != nil {
+		return nil, err
+	}
+	h.tracer = tracee.NewTracer()
+	var err error
+	h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn})
+	if err != nil {
+		h.tracer.Close()
+		if h.fresh {
+			err = errors.Join(err, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: warn}))
+		}
+		return nil, freezeError(errors.Join(err, o.Guard.Clear()))
+	}
+	return h, nil
+}
+
+// Release leaves the tree as takeHold found it: running, or frozen as the ticket says.
+func (h *treeHold) Release() error {
+	err := h.Held.Release(!h.fresh)
+	h.tracer.Close()
+	if err != nil {
+		return fmt.Errorf("letting the tree go: %w", err)
+	}
+	return h.guard.Clear()
+}
+
+// Kill ends the tree.
+func (h *treeHold) Kill() error {
+	if err := h.guard.journal(cureKill)(h.State()); err != nil {
+		return errors.Join(err, h.Release())
+	}
+	err := h.Held.Kill()
+	h.tracer.Close()
+	if err != nil {
+		return fmt.Errorf("ending the tree: %w", err)
+	}
+	return h.guard.Clear()
+}
+
+// freezeHeld makes the ticket of a new tree that the caller's tracer holds in ptrace stops and is going to detach from: with
+// frozen its tasks are put into a freezer, where they stay at the detach. roots are numbers in the caller's pid namespace.
+func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
+	if !frozen {
+		st, err := freezer.Describe(roots)
+		if err != nil {
+			return nil, err
+		}
+		return newTicket(st), nil
+	}
+	st, err := freezer.Freeze(freezer.Options{Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true})
+	if err != nil {
+		return nil, freezeError(err)
+	}
+	return newTicket(st), nil
+}

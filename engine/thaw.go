@@ -1,0 +1,41 @@
+package engine
+
+import (
+	"errors"
+	"time"
+
+	"crpipe/engine/internal/freezer"
+)
+
+// ThawOptions says how to thaw.
+type ThawOptions struct {
+	Kill    bool          // end the tree instead, and wait until it is gone
+	Timeout time.Duration // 0: 10 s
+	Guard   *Guardian     // ends what this process began should it die half-way; may be nil
+	Warn    func(string)  // may be nil
+}
+
+// Thaw lets the tree of a ticket go on in the state that each task had before the freeze, or ends it. A tree that runs already,
+// as a plain restore leaves it, is let be. It refuses while somebody dumps the tree.
+func Thaw(t *Ticket, o ThawOptions) error {
+	cure, act := cureThaw, freezer.Thaw
+	if o.Kill {
+		cure, act = cureKill, freezer.Kill
+	}
+	// The guard is told only once it is known that the tree is ours to thaw: another's dump must not be cured away.
+	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: o.Guard.journal(cure)}
+	err := act(&t.state, opts)
+	if err != nil {
+		if errors.Is(err, freezer.ErrStale) {
+			err = &hinted{err, "the tree may have been thawed, killed or restored since: freeze it again"}
+		}
+		return freezeError(errors.Join(err, o.Guard.Clear()))
+	}
+	return o.Guard.Clear()
+}
+
+// IsBusy reports whether an error says that the tree is being dumped or thawed by another process.
+func IsBusy(err error) bool { return errors.Is(err, freezer.ErrBusy) }
+
+// IsStale reports whether an error says that a ticket no longer describes any tasks.
+func IsStale(err error) bool { return errors.Is(err, freezer.ErrStale) }
