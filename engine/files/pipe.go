@@ -378,3 +378,17 @@ var PipeKind = object.NewFileKind("file.pipe", claimsPipe, dumpPipe, restorePipe
 
 // PipeObject is the record of a pipe itself.
 var PipeObject = object.NewKind(pipeType, restorePipe)
+
+// PipeEnds returns descriptors, in the pool, of the two ends of the pipe that the open file o is an end of. ok is
+// false for any other file.
+func PipeEnds(r *object.Restorer, o *object.Object) (read, write int, ok bool) {
+	s, is := o.State.(*pipeEndState)
+	if !is {
+		return -1, -1, false
+	}
+	m, err := object.Recall[madePipe](r, s.Pipe)
+	if err != nil {
+		return -1, -1, false
+	}
+	return m.ends[0], m.ends[1], true
+}
