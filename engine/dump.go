@@ -15,7 +15,6 @@ import (
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
-	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
@@ -36,6 +35,11 @@ type DumpOptions struct {
 	Plan     io.Writer     // with DryRun: what would be dumped, one object a line
 	Progress func(Progress)
 	Warn     func(string)
+
+	// Commit makes the output durable. It is called when everything has been written, before Kill ends the tree.
+	Commit func() error
+	// Guard undoes the freeze should this process die; may be nil.
+	Guard *Guardian
 }
 
 // Progress says how far a dump or a restore has come.
@@ -45,12 +49,51 @@ type Progress struct {
 	Pages uint64
 }
 
-// dumpTree writes the image of a tree that held holds still. It changes nothing in the tree.
-func dumpTree(ctx context.Context, w io.Writer, held holder, o *DumpOptions, view kernelview.View) error {
+// Dump writes the image of a tree. It leaves the tree as it found it, or, with Kill, ends it once the whole image has
+// been written and committed. All refusals come before the first byte, and nothing is changed then.
+func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
+	if o.Warn == nil {
+		o.Warn = func(string) {}
+	}
 	a, err := arch.Native()
 	if err != nil {
 		return &object.Lacking{What: err.Error()}
 	}
+	view, err := kernelview.Open(kernelview.Options{}) // what takes time is done before the freeze
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	deadline := time.Now().Add(transientTime)
+	for pause := time.Millisecond; ; pause *= 2 {
+		err := dumpOnce(ctx, w, a, view, &o)
+		if !errors.Is(err, errTransient) || o.Ticket != nil || time.Now().After(deadline) {
+			return err
+		}
+		// The tree runs again; what it was caught in passes by itself.
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// transientTime is how long a dump waits for a state to pass that cannot be dumped and does not last.
+const transientTime = 2 * time.Second
+
+func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions) (err error) {
+	report(o.Progress, "freezing", 0)
+	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard}, o.Warn)
+	if err != nil {
+		return err
+	}
+	killed := false
+	defer func() {
+		if !killed {
+			err = errors.Join(err, held.Release())
+		}
+	}()
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	report(o.Progress, "looking", 0)
@@ -64,13 +107,25 @@ func dumpTree(ctx context.Context, w io.Writer, held holder, o *DumpOptions, vie
 		return d.Describe(o.Plan)
 	}
 	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if err := writeTree(ctx, w, d, o); err != nil {
 		return err
 	}
-	return writeTree(ctx, w, d, o)
+	if o.Commit != nil {
+		if err := o.Commit(); err != nil {
+			return err
+		}
+	}
+	if o.Kill {
+		killed = true
+		return held.Kill()
+	}
+	return nil
 }
 
 // lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
-func lookAtTree(d *object.Dumper, held holder) error {
+func lookAtTree(d *object.Dumper, held *treeHold) error {
 	if err := collectTree(d, held.Tracer(), held.PIDs()); err != nil {
 		return err
 	}
@@ -119,7 +174,7 @@ func lookAtTree(d *object.Dumper, held holder) error {
 	return nil
 }
 
-func dumpProcess(d *object.Dumper, p *object.Process, held holder) (stream.Ref, error) {
+func dumpProcess(d *object.Dumper, p *object.Process, held *treeHold) (stream.Ref, error) {
 	s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
 	if err := tasks.Place(p, s, d.InTree, aliveIn(d)); err != nil {
 		return stream.Ref{}, err
@@ -216,7 +271,7 @@ func dumpRegsets(a *arch.Arch, t *object.Thread) ([]tasks.Regset, error) {
 }
 
 // cgroupsOf returns the memberships of a process, those from before the freeze where the freezer has moved it.
-func cgroupsOf(p *object.Process, held holder) ([]tasks.Cgroup, error) {
+func cgroupsOf(p *object.Process, held *treeHold) ([]tasks.Cgroup, error) {
 	lines, err := procfs.ReadCgroups(p.PID)
 	if err != nil {
 		return nil, err
@@ -275,12 +330,4 @@ func report(f func(Progress), phase string, bytes uint64) {
 	if f != nil {
 		f(Progress{Phase: phase, Bytes: bytes})
 	}
-}
-
-// holder is a tree whose live threads are all in ptrace-stop.
-type holder interface {
-	Tracer() *tracee.Tracer
-	PIDs() []int // processes, zombies included
-	// FormerCgroup returns the path of the cgroup that a process is in as far as its freeze is not concerned.
-	FormerCgroup(pid int, line procfs.Cgroup) string
 }

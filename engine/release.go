@@ -285,7 +285,13 @@ func (rs *restoration) letGo() (*Restored, error) {
 			all = append(all, t.task)
 		}
 	}
-	ticket, err := rs.ticket()
+	var roots []int
+	for _, x := range rs.forest.Roots {
+		if !x.Ghost() {
+			roots = append(roots, rs.taskOf(x).Tid)
+		}
+	}
+	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{})
 	if err != nil {
 		return nil, err
 	}

@@ -203,8 +203,8 @@ func checkTree(d *object.Dumper) error {
 		}
 		lead := p.Leader().View
 		for _, t := range p.Threads {
-			if waits, ok := t.View.State.VforkWaits.Get(); ok && waits {
-				return p.Error("", fmt.Errorf("waits for its vfork child: %w", errTransient))
+			if child, ok := t.View.State.VforkChild.Get(); ok && child {
+				return p.Error("", fmt.Errorf("its parent waits for it in vfork: %w", errTransient))
 			}
 			checkThread(d, p, t)
 		}
@@ -246,8 +246,8 @@ func checkThread(d *object.Dumper, p *object.Process, t *object.Thread) {
 	}
 	differs("a descriptor table", t.View.Files == lead.Files)
 	differs("a working directory and umask", t.View.FS == lead.FS)
-	if id, ok := t.View.SysVSem.Get(); ok && id != 0 {
-		d.Refuse(p.Error("", object.Unsupportedf("thread %d may have System V semaphore adjustments to undo", t.TID)))
+	if undo, ok := t.View.SemUndo.Get(); !ok || undo {
+		d.Refuse(p.Error("", object.Unsupportedf("thread %d has System V semaphore adjustments to undo (SEM_UNDO)", t.TID)))
 	}
 }
 

@@ -9,9 +9,9 @@ import (
 
 // related is what the tasks of one call point to, read all at once.
 type related struct {
-	signal, cred, ioc, policy map[uint64][]byte
-	cpumasks                  map[uint64][]byte
-	tgids                     map[uint64]int // numbers of struct pids
+	signal, cred, ioc, policy, undo map[uint64][]byte
+	cpumasks                        map[uint64][]byte
+	tgids                           map[uint64]int // numbers of struct pids
 }
 
 // Threads is documented with View.
@@ -58,6 +58,7 @@ func (v *bpfView) related(tasks []task) (*related, error) {
 	r.cred = read(fTCred, "cred")
 	r.ioc = read(fTIOContext, "io_context")
 	r.policy = read(fTMempolicy, "mempolicy")
+	r.undo = read(fTUndoList, "sem_undo_list")
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +99,7 @@ func (v *bpfView) thread(t *Thread, k *task, r *related) {
 	t.Signal = v.idOf(b, fTSignal)
 	t.IOContext = v.idOf(b, fTIOContext)
 	t.SysVSem = v.idOf(b, fTUndoList)
+	t.SemUndo = v.semUndo(b, r.undo)
 	t.Cred = v.idOf(b, fTCred)
 
 	t.State = v.threadState(b, signal)
@@ -166,6 +168,23 @@ func (v *bpfView) thread(t *Thread, k *task, r *related) {
 		}
 	}
 	v.hardware(t, b)
+}
+
+// semUndo says whether the list of semaphore adjustments has entries. All threads made by pthread_create share one
+// list, nearly always an empty one.
+func (v *bpfView) semUndo(task []byte, lists map[uint64][]byte) Maybe[bool] {
+	addr, ok := v.l.uint(task, fTUndoList)
+	if !ok || !v.l.has(fUndoProc) {
+		return Maybe[bool]{}
+	}
+	if addr == 0 {
+		return Is(false)
+	}
+	head, ok := v.l.bytes(lists[addr], fUndoProc)
+	if !ok {
+		return Maybe[bool]{}
+	}
+	return Is(binary.NativeEndian.Uint64(head) != addr+v.l.off(fUndoProc))
 }
 
 // hardware reads what only x86 has. On other machines there is none of it.

@@ -190,6 +190,7 @@ var (
 	fTClearChild   = want("task_struct.clear_child_tid")
 	fTCred         = want("task_struct.cred")
 	fTUndoList     = want("task_struct.sysvsem.undo_list")
+	fUndoProc      = want("sem_undo_list.list_proc")
 	fTFS           = want("task_struct.fs")
 	fTFiles        = want("task_struct.files")
 	fTSignal       = want("task_struct.signal")

@@ -8,14 +8,15 @@ type Thread struct {
 
 	// The objects the thread uses. Equal IDs of two threads mean that they share
 	// the object, as kcmp(2) says.
-	MM        Maybe[ID] // address space
-	Files     Maybe[ID] // descriptor table
-	FS        Maybe[ID] // root, cwd and umask
-	Sighand   Maybe[ID] // signal actions
-	Signal    Maybe[ID] // the process
-	IOContext Maybe[ID] // I/O priority (CLONE_IO)
-	SysVSem   Maybe[ID] // semaphore undo list (CLONE_SYSVSEM)
-	Cred      Maybe[ID] // credentials: equal means the same object, different may still be equal in content
+	MM        Maybe[ID]   // address space
+	Files     Maybe[ID]   // descriptor table
+	FS        Maybe[ID]   // root, cwd and umask
+	Sighand   Maybe[ID]   // signal actions
+	Signal    Maybe[ID]   // the process
+	IOContext Maybe[ID]   // I/O priority (CLONE_IO)
+	SysVSem   Maybe[ID]   // semaphore undo list (CLONE_SYSVSEM)
+	SemUndo   Maybe[bool] // that list has adjustments (SEM_UNDO of semop(2))
+	Cred      Maybe[ID]   // credentials: equal means the same object, different may still be equal in content
 
 	State ThreadState
 
