@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // cgroupView is every directory of the hierarchies that a freezer can use.
@@ -56,35 +57,41 @@ func viewCgroups() cgroupView {
 	return view
 }
 
-// leftCgroups are those that appeared since and carry the number of one of the job's processes or of its commands,
-// or that lie below the job's own.
+// leftCgroups are those below the job's own, and those that a freeze made since the job began (crpipe-ID) and that have
+// been empty for a whole second: one in use holds tasks.
 func (j *Job) leftCgroups() []string {
-	var left []string
-	now := viewCgroups()
-	j.lock.Lock()
-	defer j.lock.Unlock()
-	for path := range now {
-		if j.before[path] {
-			continue
-		}
-		mine := false
-		for _, own := range j.cgroups {
-			if path == own {
-				mine = false
-				break
+	suspects := func() map[string]bool {
+		found := map[string]bool{}
+		for path := range viewCgroups() {
+			if j.before[path] {
+				continue
 			}
-			mine = mine || strings.HasPrefix(path, own+"/")
-		}
-		for _, word := range strings.FieldsFunc(filepath.Base(path), func(r rune) bool { return r < '0' || r > '9' }) {
-			if n, err := strconv.Atoi(word); err == nil && j.known[n] {
-				mine = true
+			for _, own := range j.cgroups {
+				if strings.HasPrefix(path, own+"/") {
+					found[path] = true
+				}
+			}
+			procs, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+			if strings.HasPrefix(filepath.Base(path), "crpipe-") && err == nil && len(procs) == 0 {
+				found[path] = true
 			}
 		}
-		if mine {
-			left = append(left, path)
+		return found
+	}
+	left := suspects()
+	for end := time.Now().Add(time.Second); len(left) > 0 && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		now := suspects()
+		for path := range left {
+			if !now[path] {
+				delete(left, path)
+			}
 		}
 	}
-	return left
+	var paths []string
+	for path := range left {
+		paths = append(paths, path)
+	}
+	return paths
 }
 
 func (j *Job) makeCgroups(cmd *exec.Cmd) {
