@@ -1,10 +1,12 @@
 package memory
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +18,7 @@ import (
 )
 
 // childVariable holds what TestMain does instead of tests when this program is started as a child: a directory in which
-// "zoo" may make files; or "fill N", "zero N": N MiB of memory.
+// zoo may make files; "strange DIR": mappings that are refused; "fill N", "zero N": N MiB of memory.
 const childVariable = "CRPIPE_MEMORY_CHILD"
 
 func TestMain(m *testing.M) {
@@ -37,6 +39,8 @@ func child(how string) error {
 		err = fillChild(n, 1)
 	} else if _, e := fmt.Sscanf(how, "zero %d", &n); e == nil {
 		err = fillChild(n, 0)
+	} else if dir, ok := strings.CutPrefix(how, "strange "); ok {
+		err = strange(dir)
 	} else {
 		err = zoo(how)
 	}
@@ -207,8 +211,85 @@ func zoo(dir string) error {
 	return nil
 }
 
+// strange makes mappings that are refused, and prints a word for each that this kernel and user may make.
+func strange(dir string) error {
+	fd := func(nr uintptr, args ...uintptr) (int, bool) {
+		var a [6]uintptr
+		copy(a[:], args)
+		r, _, errno := unix.Syscall6(nr, a[0], a[1], a[2], a[3], a[4], a[5])
+		return int(r), errno == 0
+	}
+	var made []string
+	try := func(name string, pages, prot, flags, fd int) uintptr {
+		at, err := mm(pages, prot, flags, fd, 0)
+		if err == nil {
+			made = append(made, name)
+		}
+		return at
+	}
+	if mem, err := unix.MemfdCreate("mine", 0); err == nil && unix.Ftruncate(mem, page) == nil {
+		try("memfd", 1, rw, unix.MAP_SHARED, mem)
+	}
+	if secret, ok := fd(unix.SYS_MEMFD_SECRET); ok && unix.Ftruncate(secret, page) == nil {
+		try("secret", 1, rw, unix.MAP_SHARED, secret)
+	}
+	if id, ok := fd(unix.SYS_SHMGET, unix.IPC_PRIVATE, page, 0o600); ok {
+		if _, ok := fd(unix.SYS_SHMAT, uintptr(id)); ok {
+			made = append(made, "System V")
+		}
+		fd(unix.SYS_SHMCTL, uintptr(id), unix.IPC_RMID)
+	}
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_DUMMY}
+	if perf, err := unix.PerfEventOpen(&attr, 0, -1, -1, 0); err == nil {
+		try("perf_event", 2, rw, unix.MAP_SHARED, perf)
+	}
+	if r, ok := fd(unix.SYS_IO_URING_SETUP, 4, uintptr(zeroed(120))); ok {
+		try("io_uring", 1, rw, unix.MAP_SHARED, r)
+	}
+	if _, ok := fd(unix.SYS_IO_SETUP, 4, uintptr(zeroed(8))); ok {
+		made = append(made, "io_setup")
+	}
+	gone := filepath.Join(dir, "shared")
+	if f, err := os.Create(gone); err == nil && f.Truncate(page) == nil {
+		try("shared mapping of a deleted file", 1, rw, unix.MAP_SHARED, int(f.Fd()))
+		_ = os.Remove(gone)
+	}
+	twice := filepath.Join(dir, "twice")
+	if f, err := os.Create(twice); err == nil && f.Truncate(page) == nil && os.Link(twice, twice+"2") == nil {
+		try("not found by its name", 1, unix.PROT_READ, unix.MAP_PRIVATE, int(f.Fd()))
+		_ = os.Remove(twice)
+	}
+	// mbind(2) to node 0: MPOL_BIND 2.
+	if at, err := mm(1, rw, private, -1, 0); err == nil {
+		mask := zeroed(8)
+		if poke(mask, []byte{1}) == nil {
+			if _, ok := fd(unix.SYS_MBIND, at, page, 2, mask, 64); ok {
+				made = append(made, "NUMA policy bind")
+			}
+		}
+	}
+	fmt.Println(strings.Join(made, ","))
+	return nil
+}
+
+// zeroed returns the address of n bytes of zeros that stay where they are.
+func zeroed(n int) uintptr {
+	at, err := mm(1, rw, private, -1, 0)
+	if err != nil || n > page {
+		panic(err)
+	}
+	return at
+}
+
 // start starts this program as a child and stops it when it is ready.
 func start(t testing.TB, how string) int {
+	t.Helper()
+	pid, _ := startSaying(t, how)
+	return pid
+}
+
+// startSaying returns what the child printed too.
+func startSaying(t testing.TB, how string) (pid int, said []string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), childVariable+"="+how, "GODEBUG=asyncpreemptoff=1")
@@ -224,16 +305,18 @@ func start(t testing.TB, how string) int {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	pid := cmd.Process.Pid
+	pid = cmd.Process.Pid
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = in.Close()
 		_ = cmd.Wait()
 	})
-	line := make([]byte, 200)
-	n, err := out.Read(line)
-	if err != nil || string(line[:n]) != "ready\n" {
-		t.Fatalf("child: %q, %v", line[:n], err)
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "ready" {
+		said = append(said, lines.Text())
+	}
+	if lines.Text() != "ready" {
+		t.Fatalf("child: %q, %v", said, lines.Err())
 	}
 	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -244,12 +327,12 @@ func start(t testing.TB, how string) int {
 			t.Fatal(err)
 		}
 		if st.State == 'T' {
-			return pid
+			return pid, said
 		}
 		time.Sleep(time.Millisecond)
 	}
 	t.Fatal("the child does not stop")
-	return 0
+	return 0, nil
 }
 
 // process is what the engine knows of a stopped process, from /proc instead of the kernel's memory.

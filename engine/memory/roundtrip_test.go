@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"crpipe/arch"
@@ -73,9 +74,12 @@ func image(t testing.TB, pid int) []byte {
 type rebuilt struct {
 	tracer *tracee.Tracer
 	task   *tracee.Task
+	tid    int
 	arena  *tracee.Arena
 	r      *object.Restorer
-	spaces map[stream.Ref]*Space
+	ref    stream.Ref
+	space  *Space
+	end    func()
 }
 
 func (b *rebuilt) run(t testing.TB, add func(*tracee.Batch) error) {
@@ -89,10 +93,50 @@ func (b *rebuilt) run(t testing.TB, add func(*tracee.Batch) error) {
 	}
 }
 
+// layOut makes a process with the mappings of the only address space of an image.
+func layOut(t testing.TB, plan *object.Plan, spaces map[stream.Ref]*Space) *rebuilt {
+	t.Helper()
+	a := native(t)
+	if err := CheckHost(spaces, a); err != nil {
+		t.Fatal(err)
+	}
+	b := &rebuilt{r: &object.Restorer{Plan: plan, Arch: a, Warn: t.Logf, PoolBase: 100}}
+	var err error
+	if b.arena, err = tracee.NewArena(a, 4, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	b.tracer = tracee.NewTracer()
+	b.end = sync.OnceFunc(func() {
+		if err := b.tracer.KillAll(); err != nil {
+			t.Error(err)
+		}
+		b.tracer.Close()
+		_ = b.arena.Close()
+		b.r.Close()
+	})
+	t.Cleanup(b.end)
+	if err := b.r.MakeObjects(); err != nil {
+		t.Fatal(err)
+	}
+	base, err := Hole(spaces, a, uint64(b.arena.Size()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.task, err = b.tracer.Spawn(b.arena, base); err != nil {
+		t.Fatal(err)
+	}
+	b.tid = b.task.Tid
+	for b.ref, b.space = range spaces {
+	}
+	b.run(t, func(batch *tracee.Batch) error {
+		return b.space.Layout(b.r, batch, [2]arch.Addr{base, base + arch.Addr(b.arena.Size())})
+	})
+	return b
+}
+
 // rebuild restores the only address space of an image in a new process.
 func rebuild(t testing.TB, img []byte) *rebuilt {
 	t.Helper()
-	a := native(t)
 	reader, err := stream.NewReader(bytes.NewReader(img))
 	if err != nil {
 		t.Fatal(err)
@@ -101,45 +145,13 @@ func rebuild(t testing.TB, img []byte) *rebuilt {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spaces, err := Spaces(plan, a)
+	spaces, err := Spaces(plan, native(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := CheckHost(spaces, a); err != nil {
-		t.Fatal(err)
-	}
-	b := &rebuilt{spaces: spaces, r: &object.Restorer{Plan: plan, Arch: a, Warn: t.Logf, PoolBase: 100}}
-	t.Cleanup(b.r.Close)
-	if err := b.r.MakeObjects(); err != nil {
-		t.Fatal(err)
-	}
-	if b.arena, err = tracee.NewArena(a, 4, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.arena.Close() })
-	base, err := Hole(spaces, a, uint64(b.arena.Size()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.tracer = tracee.NewTracer()
-	t.Cleanup(b.tracer.Close)
-	if b.task, err = b.tracer.Spawn(b.arena, base); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.tracer.KillAll(); err != nil {
-			t.Error(err)
-		}
-	})
-	var space *Space
-	for _, s := range spaces {
-		space = s
-	}
-	b.run(t, func(batch *tracee.Batch) error {
-		return space.Layout(b.r, batch, [2]arch.Addr{base, base + arch.Addr(b.arena.Size())})
-	})
+	b := layOut(t, plan, spaces)
 	f := NewFiller(b.r, spaces)
-	if err := f.Map(space.Ref, b.task.Tid); err != nil {
+	if err := f.Map(b.ref, b.tid); err != nil {
 		t.Fatal(err)
 	}
 	reader.SetBuffers(f.Buffer)
@@ -163,9 +175,9 @@ func rebuild(t testing.TB, img []byte) *rebuilt {
 	if err := f.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	b.run(t, func(batch *tracee.Batch) error { return space.Finish(b.r, batch) })
-	b.run(t, func(batch *tracee.Batch) error { space.Settle(batch); return nil })
-	if err := space.WriteFilter(b.task.Pid); err != nil {
+	b.run(t, func(batch *tracee.Batch) error { return b.space.Finish(b.r, batch) })
+	b.run(t, func(batch *tracee.Batch) error { b.space.Settle(batch); return nil })
+	if err := b.space.WriteFilter(b.tid); err != nil {
 		t.Fatal(err)
 	}
 	return b
