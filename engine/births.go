@@ -134,6 +134,12 @@ func (rs *restoration) spawn() error {
 	if rs.stub, err = rs.tracer.Spawn(rs.arena, rs.base); err != nil {
 		return fmt.Errorf("starting the first task: %w", err)
 	}
+	if rs.home != nil {
+		// The /proc that the tree mounts is of its own pid namespace; the tracer needs that of its own.
+		if err := rs.tracer.Do(func() error { return unix.Setns(rs.home.Int(), unix.CLONE_NEWNS) }); err != nil {
+			return fmt.Errorf("returning to the own mount namespace: %w", err)
+		}
+	}
 	b := rs.arena.NewBatch()
 	for _, call := range rs.r.RootCalls() {
 		if err := call(b); err != nil {

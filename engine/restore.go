@@ -10,6 +10,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
@@ -54,6 +55,7 @@ type restoration struct {
 	stub      *tracee.Task
 	ownPIDs   bool
 	mounts    []namespaces.Mount // that the root has to mount inside
+	home      *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
 	initial   initialState
 	committed bool
 }
@@ -305,8 +307,8 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	return rs.finishThreads()
 }
 
-// makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here on and
-// ends with the restore.
+// makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here until the
+// first task has been started there.
 func (rs *restoration) makeObjects() error {
 	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, Wait: rs.o.Wait,
 		PoolBase: files.MaxFD(rs.plan) + 1,
@@ -314,6 +316,11 @@ func (rs *restoration) makeObjects() error {
 	return rs.tracer.Do(func() error {
 		for _, m := range object.All[namespaces.Mounts](rs.plan) {
 			var err error
+			if rs.home == nil {
+				if rs.home, err = sys.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+					return fmt.Errorf("opening the own mount namespace: %w", err)
+				}
+			}
 			if rs.mounts, err = namespaces.MakeMounts(m.State); err != nil {
 				return err
 			}
@@ -388,6 +395,9 @@ func (rs *restoration) close() {
 	}
 	if rs.arena != nil {
 		_ = rs.arena.Close() // memory of ours only
+	}
+	if rs.home != nil {
+		_ = rs.home.Close()
 	}
 }
 
