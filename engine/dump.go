@@ -12,6 +12,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -85,6 +86,9 @@ const transientTime = 2 * time.Second
 func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions) (err error) {
 	report(o.Progress, "freezing", 0)
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard}, o.Warn)
+	if errors.Is(err, freezer.ErrVfork) {
+		return fmt.Errorf("%w: %w", err, errTransient)
+	}
 	if err != nil {
 		return err
 	}

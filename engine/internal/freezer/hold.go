@@ -281,7 +281,7 @@ func (h *Held) seize(t *thread) error {
 		// It cannot stop before its child has ended or called execve, and it
 		// has no call to set back.
 		if h.strict {
-			return fmt.Errorf("pid %d (%s) waits in vfork for its child: it cannot be stopped", t.tid, st.Comm)
+			return fmt.Errorf("pid %d (%s): %w", t.tid, st.Comm, ErrVfork)
 		}
 		return nil
 	}

@@ -93,6 +93,9 @@ var (
 	ErrGone = errors.New("no such process")
 	// ErrTraced is matched when a debugger holds a task of the tree.
 	ErrTraced = errors.New("being traced")
+	// ErrVfork is matched when a task cannot be stopped because it waits in
+	// vfork for its child, which lasts moments.
+	ErrVfork = errors.New("waits in vfork for its child: it cannot be stopped")
 	// ErrUnusable is matched when a way cannot be used here; another may.
 	ErrUnusable = errors.New("this freezer cannot be used")
 )
