@@ -89,6 +89,13 @@ func FitX86XState(blob, native []byte) ([]byte, error) {
 		copy(out[xstateLegacy:], blob[xstateLegacy:])
 		return out, nil
 	}
+	known := uint64(xfeatureLegacy)
+	for _, f := range xfeatures {
+		known |= 1 << f.bit
+	}
+	if odd := from.InUse &^ known; odd != 0 {
+		return nil, fmt.Errorf("moving %s between processors: %w", xfeatureNames(odd), ErrUnsupported)
+	}
 	src, errSrc := xstateLayout(from)
 	dst, errDst := xstateLayout(to)
 	for i, f := range xfeatures {
@@ -99,13 +106,6 @@ func FitX86XState(blob, native []byte) ([]byte, error) {
 			return nil, fmt.Errorf("moving %s between processors: %w", f.name, err)
 		}
 		copy(out[dst[i]:dst[i]+f.size], blob[src[i]:])
-	}
-	known := uint64(xfeatureLegacy)
-	for _, f := range xfeatures {
-		known |= 1 << f.bit
-	}
-	if odd := from.InUse &^ known; odd != 0 {
-		return nil, fmt.Errorf("moving %s between processors: %w", xfeatureNames(odd), ErrUnsupported)
 	}
 	return out, nil
 }

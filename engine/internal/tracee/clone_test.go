@@ -1,9 +1,7 @@
 package tracee
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -12,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crpipe/arch"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -351,59 +348,3 @@ func TestKillAllFindsUnknown(t *testing.T) {
 	}
 }
 
-// TestCommit lets a task go with final registers: it executes a program of three instructions in its own memory and exits with what its registers said.
-func TestCommit(t *testing.T) {
-	r := newRig(t, 2)
-	if r.arch.Name != "amd64" {
-		t.Skip("the program is amd64's")
-	}
-	const code = arch.Addr(0x400000000)
-	prog := []byte{
-		0x4c, 0x89, 0xe7, // mov %r12,%rdi
-		0xb8, 0xe7, 0, 0, 0, // mov $231,%eax (exit_group)
-		0x0f, 0x05, // syscall
-	}
-	b := r.arena.NewBatch()
-	s := b.Sys()
-	r.stub.Wipe(b)
-	b.Call(s.Mmap, code, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, -1, 0).Expect(uint64(code))
-	r.run(t, r.stub, b)
-	// The mapping is not writable: /proc/PID/mem is allowed to.
-	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", r.stub.Tid), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := mem.WriteAt(prog, int64(code)); err != nil {
-		t.Fatal(err)
-	}
-	_ = mem.Close() // nothing is buffered
-	var xs []byte
-	if err := r.Do(func() error { xs, err = r.nativeXState(r.stub.Tid); return err }); err != nil {
-		t.Fatal(err)
-	}
-	regs := make([]byte, r.arch.PRStatusSize)
-	if err := r.Do(func() error { regs, err = r.stub.regs(); return err }); err != nil {
-		t.Fatal(err)
-	}
-	r.arch.ClearSyscall(regs)
-	r.arch.SetPC(regs, code)
-	hostOrder.PutUint64(regs[3*8:], 42) // r12
-	step := r.stub.Unmap()
-	if err := r.CallSteps([]*Step{step}); err != nil || step.Result != 0 {
-		t.Fatalf("munmap = %d, %v", step.Result, err)
-	}
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", r.stub.Tid))
-	if err != nil || bytes.Contains(maps, []byte("crpipe-arena")) {
-		t.Errorf("the arena is still mapped: %s %v", maps, err)
-	}
-	if err := r.SetFinal(r.stub, []RegsetData{{arch.NTPRStatus, regs}, {arch.NTX86XState, xs}}, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Commit([]*Task{r.stub}); err != nil {
-		t.Fatal(err)
-	}
-	_, ws, err := sys.Wait(r.stub.Pid, 0)
-	if err != nil || !ws.Exited() || ws.ExitCode() != 42 {
-		t.Errorf("the task %v, %v; want exit status 42", ws, err)
-	}
-}

@@ -85,7 +85,7 @@ func TestStopTree(t *testing.T) {
 	}
 }
 
-// signalCounter counts real-time signals in a handler and prints the number on SIGUSR1. Go's os/signal merges signals, so it is in C. Two threads take them.
+// signalCounter counts real-time signals in a handler and prints the number on SIGUSR1. Go's os/signal merges signals, so it is in C.
 const signalCounter = `
 #include <pthread.h>
 #include <signal.h>
@@ -94,7 +94,7 @@ const signalCounter = `
 #include <unistd.h>
 static atomic_int n;
 static void count(int s) { (void)s; n++; }
-static void *spin(void *p) { for (;;) if (n < 0) return p; }
+static void *doze(void *p) { for (;;) if (usleep(100) > 0) return p; }
 int main(void) {
 	struct sigaction a = { .sa_handler = count };
 	sigaction(40, &a, 0);
@@ -103,7 +103,7 @@ int main(void) {
 	sigemptyset(&s);
 	sigaddset(&s, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &s, 0);
-	pthread_create(&t, 0, spin, 0);
+	pthread_create(&t, 0, doze, 0);
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
@@ -120,7 +120,7 @@ func TestStopLosesNoSignal(t *testing.T) {
 	tr := newTracer(t)
 	cmd, out := compiled(t, signalCounter)
 	pid := cmd.Process.Pid
-	const total = 20000
+	const total = 10000
 	sent := make(chan error, 1)
 	go func() {
 		var err error
@@ -130,6 +130,9 @@ func TestStopLosesNoSignal(t *testing.T) {
 					break
 				}
 				time.Sleep(time.Millisecond)
+			}
+			if i%10 == 0 {
+				time.Sleep(100 * time.Microsecond)
 			}
 		}
 		sent <- err
