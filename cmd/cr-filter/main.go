@@ -15,7 +15,7 @@ type filter struct {
 }
 
 func main() {
-	cli.Main("cr-filter", "Lists, checks, converts and rewrites the streams of crpipe.", &filter{})
+	cli.Main("cr-filter", "Lists, checks, converts and rewrites the streams of crpipe.", &filter{}, nil)
 }
 
 // streams are the flags that every verb has.

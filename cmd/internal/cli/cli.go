@@ -52,40 +52,71 @@ type Common struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
-// Main parses the arguments of the process, runs the command and ends the
-// process. The description is one sentence for --help.
-func Main(name, description string, command any, options ...kong.Option) {
-	status, signal := run(name, description, command, os.Args[1:], options)
-	if signal != nil {
-		dieOf(signal) // returns only where signals cannot be raised
+// Guard runs the work of a command in a process that another one watches over,
+// and returns the exit status (engine.Guard). The context that it gives to the
+// work ends when the other process is gone.
+type Guard func(work func(ctx context.Context) int) int
+
+// Guarded makes a Guard of engine.Guard, whose work also gets a guardian, and
+// keeps that where the command finds it. (This package must not import engine.)
+func Guarded[G any](guard func(work func(context.Context, G) int) int, keep *G) Guard {
+	return func(work func(context.Context) int) int {
+		return guard(func(ctx context.Context, guardian G) int {
+			*keep = guardian
+			return work(ctx)
+		})
 	}
-	os.Exit(status)
 }
 
-// run is Main without the end of the process.
-func run(name, description string, command any, args []string, options []kong.Option) (status int, signal os.Signal) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	app := &App{Name: name, Context: ctx, messages: os.Stderr}
-	app.progress.name, app.progress.start, app.progress.began = name, time.Now(), time.Now()
-	options = append([]kong.Option{
+// Main parses the arguments of the process, runs the command and ends the
+// process. The description is one sentence for --help. The guard may be nil.
+func Main(name, description string, command any, guard Guard) {
+	parsed, status := parse(name, description, command, os.Args[1:])
+	if parsed == nil {
+		os.Exit(status)
+	}
+	if guard == nil {
+		guard = func(work func(context.Context) int) int { return work(context.Background()) }
+	}
+	os.Exit(guard(func(ctx context.Context) int {
+		status, signal := run(ctx, name, parsed)
+		if signal != nil {
+			dieOf(signal) // returns only where signals cannot be raised
+		}
+		return status
+	}))
+}
+
+// parse returns nil and the exit status if there is nothing to run.
+func parse(name, description string, command any, args []string) (*kong.Context, int) {
+	parser, err := kong.New(command,
 		kong.Name(name),
 		kong.Description(description),
-		kong.Vars{"version": name + " " + VersionText()},
+		kong.Vars{"version": Producer(name)},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-	}, options...)
-	parser, err := kong.New(command, options...)
+	)
 	if err != nil {
 		panic("cli: internal error: " + err.Error()) // a wrong struct tag
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
+		app := &App{Name: name, messages: os.Stderr}
 		app.report(WithHint(err, name+" --help lists what it takes"))
-		return StatusUsage, nil
+		return nil, StatusUsage
 	}
+	return parsed, StatusDone
+}
+
+// run carries out a parsed command. If a signal ended it, the process should die
+// of that.
+func run(ctx context.Context, name string, parsed *kong.Context) (status int, signal os.Signal) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	app := &App{Name: name, Context: ctx, messages: os.Stderr}
+	app.progress.name, app.progress.start, app.progress.began = name, time.Now(), time.Now()
 	app.catchSignals(cancel)
 	app.waker = newWaker(ctx)
-	err = parsed.Run(app)
+	err := parsed.Run(app)
 	var copied exitError
 	if errors.As(err, &copied) {
 		err = nil

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -79,5 +80,23 @@ func dieOf(s os.Signal) {
 	signal.Reset(sig)
 	if unix.Kill(unix.Getpid(), sig) == nil {
 		select {} // the signal may arrive on any thread, a moment later
+	}
+}
+
+// WaitFor waits for the end of a child and gives the status to end with in its
+// place: its own, or 128 more than the number of the signal that ended it.
+func WaitFor(pid int) (int, error) {
+	var status unix.WaitStatus
+	for {
+		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, fmt.Errorf("waiting for process %d: %w", pid, err)
+		case status.Signaled():
+			return 128 + int(status.Signal()), nil
+		default:
+			return status.ExitStatus(), nil
+		}
 	}
 }

@@ -13,6 +13,10 @@ import (
 // Otherwise it comes from what the go command recorded in the binary.
 var Version string
 
+// Producer names a program with its version, for --version and for the header of
+// a stream.
+func Producer(name string) string { return name + " " + VersionText() }
+
 // VersionText describes this binary: version, commit, compiler, platform.
 func VersionText() string {
 	version, commit := Version, ""

@@ -1,0 +1,71 @@
+// Cr-dump writes the image of a process tree.
+package main
+
+import (
+	"time"
+
+	"crpipe/cmd/internal/cli"
+	"crpipe/engine"
+)
+
+type dump struct {
+	cli.Common
+	guardian *engine.Guardian
+	PIDs     []int         `arg:"" optional:"" name:"pid" help:"Dump each PID with all its descendants; without one, what the ticket on standard input names."`
+	Input    string        `short:"i" placeholder:"FILE" help:"Read the ticket from FILE instead of standard input."`
+	Output   string        `short:"o" placeholder:"FILE" help:"Write the image to FILE instead of standard output; it appears when it is complete."`
+	Kill     bool          `help:"End the processes once the whole image has been written."`
+	DryRun   bool          `short:"n" help:"Print what would be dumped, or why it cannot be, and write no image."`
+	External []string      `placeholder:"NAME" sep:"none" help:"Take what /proc shows under NAME (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr) for something outside the tree, to be given back at restore. May be repeated."`
+	Freezer  string        `enum:",v2,v1,sigstop" default:"" placeholder:"WAY" help:"Stop by v2 or v1 (the cgroup freezers) or sigstop instead of the best that works."`
+	Timeout  time.Duration `default:"10s" help:"Give up and let everything go on when it does not stand still in time (10s)."`
+	Verbose  bool          `short:"v" help:"Say what is being done."`
+	cli.ProgressFlags
+}
+
+func main() {
+	command := &dump{}
+	cli.Main("cr-dump", "Writes the image of a process tree and leaves the tree as it found it.", command, cli.Guarded(engine.Guard, &command.guardian))
+}
+
+func (c *dump) Run(app *cli.App) error {
+	if err := cli.CheckPIDs(c.PIDs); err != nil {
+		return err
+	}
+	if len(c.PIDs) > 0 && c.Input != "" {
+		return cli.UsageError("name either processes or, with -i, a ticket", "")
+	}
+	if c.Kill && c.DryRun {
+		return cli.UsageError("--kill and --dry-run exclude each other", "")
+	}
+	o := engine.DumpOptions{
+		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Timeout: c.Timeout, External: c.External,
+		DryRun: c.DryRun, Guard: c.guardian, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
+	}
+	content := cli.Binary
+	if c.DryRun {
+		content = cli.Text
+	}
+	out, err := app.Output(c.Output, content)
+	if err != nil {
+		return err
+	}
+	o.Plan = out
+	if c.Kill { // otherwise the disk need not be waited for while the tree stands still
+		o.Commit = out.Commit
+	}
+	app.Verbose = c.Verbose
+	if err := app.StartProgress(c.ProgressFlags, out.Count); err != nil {
+		return err
+	}
+	if len(c.PIDs) == 0 {
+		in, err := app.Input(c.Input, cli.Binary)
+		if err != nil {
+			return err
+		}
+		if o.Ticket, err = engine.ReadTicket(in); err != nil {
+			return err
+		}
+	}
+	return engine.Dump(app.Context, out, o)
+}

@@ -1,0 +1,140 @@
+// Cr-restore makes the process tree of an image.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"crpipe/cmd/internal/cli"
+	"crpipe/engine"
+)
+
+type restore struct {
+	cli.Common
+	Input   string   `short:"i" placeholder:"FILE" help:"Read the image from FILE instead of standard input."`
+	Output  string   `short:"o" placeholder:"FILE" help:"Write the ticket to FILE instead of standard output."`
+	Frozen  bool     `help:"Leave the processes stopped, for cr-thaw to let them go on."`
+	DryRun  bool     `short:"n" help:"Check the whole image, print what would be made, and make nothing."`
+	Wait    bool     `help:"Stay until the root process ends, with the standard descriptors that it had outside given back, and end with its exit status."`
+	PIDFile string   `name:"pid-file" placeholder:"FILE" help:"Write the pid of the root process to FILE."`
+	Inherit []string `placeholder:"NAME=FD" sep:"none" help:"Give descriptor FD for the external file NAME of the image (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr). May be repeated."`
+	Verbose bool     `short:"v" help:"Say what is being done."`
+	cli.ProgressFlags
+}
+
+func main() {
+	cli.Main("cr-restore", "Makes the processes of an image and writes a ticket that says what it made.", &restore{}, nil)
+}
+
+func (c *restore) Run(app *cli.App) error {
+	switch {
+	case c.Wait && c.Frozen:
+		return cli.UsageError("--wait and --frozen exclude each other", "")
+	case c.DryRun && (c.Wait || c.Frozen || c.PIDFile != ""):
+		return cli.UsageError("--dry-run makes nothing: --wait, --frozen and --pid-file have no place beside it", "")
+	}
+	inherit, err := inherited(c.Inherit)
+	if err != nil {
+		return err
+	}
+	in, err := app.Input(c.Input, cli.Binary)
+	if err != nil {
+		return err
+	}
+	out, err := c.output(app)
+	if err != nil {
+		return err
+	}
+	var pidFile *cli.Output
+	if c.PIDFile != "" {
+		if pidFile, err = app.Output(c.PIDFile, cli.Public); err != nil {
+			return err
+		}
+	}
+	app.Verbose = c.Verbose
+	if err := app.StartProgress(c.ProgressFlags, in.Count); err != nil {
+		return err
+	}
+	o := engine.RestoreOptions{
+		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit,
+		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
+	}
+	if c.DryRun {
+		o.Plan = out
+	}
+	made, err := engine.Restore(app.Context, in, o)
+	if err != nil || c.DryRun {
+		return err
+	}
+	if err := tell(made, out, pidFile); err != nil {
+		// A status that says failed promises that nothing was made.
+		return errors.Join(err, engine.Thaw(made.Ticket, engine.ThawOptions{Kill: true, Warn: app.Warn}))
+	}
+	if !c.Wait {
+		return nil
+	}
+	if err := app.ForwardSignals(made.Root); err != nil {
+		return err
+	}
+	status, err := cli.WaitFor(made.Root)
+	if err != nil {
+		return err
+	}
+	return cli.ExitWith(status)
+}
+
+// output opens what the ticket, or the plan, is written to: nil for none. Beside
+// a process that writes to our standard output, and on a terminal that just
+// wanted its job back, there is no place for a ticket.
+func (c *restore) output(app *cli.App) (*cli.Output, error) {
+	if c.DryRun {
+		return app.Output(c.Output, cli.Text)
+	}
+	if c.Output == "" && (c.Wait || !c.Frozen && cli.StdoutIsTerminal()) {
+		return nil, nil
+	}
+	return app.Output(c.Output, cli.Binary)
+}
+
+// tell writes the ticket and the pid.
+func tell(made *engine.Restored, ticket, pidFile *cli.Output) error {
+	if ticket != nil {
+		if err := made.Ticket.Write(ticket, cli.Producer("cr-restore")); err != nil {
+			return err
+		}
+		if err := ticket.Commit(); err != nil {
+			return err
+		}
+	}
+	if pidFile == nil {
+		return nil
+	}
+	if _, err := fmt.Fprintln(pidFile, made.Root); err != nil {
+		return err
+	}
+	return pidFile.Commit()
+}
+
+// inherited takes the flags --inherit NAME=FD apart. A name may hold an equals
+// sign, a descriptor none.
+func inherited(flags []string) (map[string]int, error) {
+	out := map[string]int{}
+	for _, flag := range flags {
+		i := strings.LastIndex(flag, "=")
+		if i <= 0 {
+			return nil, cli.UsageError("--inherit "+flag+": not of the form NAME=FD", "")
+		}
+		fd, err := strconv.Atoi(flag[i+1:])
+		if err != nil || fd < 0 {
+			return nil, cli.UsageError("--inherit "+flag+": not a descriptor", "open it in the shell: --inherit 'pipe:[4711]=5' 5<file")
+		}
+		name := flag[:i]
+		if _, twice := out[name]; twice {
+			return nil, cli.UsageError("--inherit "+name+": given twice", "")
+		}
+		out[name] = fd
+	}
+	return out, nil
+}
