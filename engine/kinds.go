@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
@@ -9,24 +10,48 @@ import (
 	"crpipe/engine/tasks"
 )
 
-// fileKinds is THE table of kinds of open files, in the order in which they are asked whether a file is theirs.
+// fileKinds is THE table of kinds of open files, in the order in which they are asked whether a file is theirs: what
+// is external or not what its path says comes before what would take it for an ordinary file.
 func fileKinds() []object.FileKind {
-	var kinds []object.FileKind
-	kinds = append(kinds, files.Kinds()...)
-	return kinds
+	return []object.FileKind{
+		files.ExternalKind,
+		events.EventfdKind,
+		events.TimerfdKind,
+		events.SignalfdKind,
+		events.EpollKind,
+		files.ProcKind,
+		files.OPathKind,
+		files.DeviceKind,
+		files.PipeKind,
+		files.DirectoryKind,
+		files.MemfdKind,
+		files.DeletedKind,
+		files.RegularKind,
+	}
+}
+
+// otherKinds is the table of all other records that an image may hold.
+func otherKinds() []object.Kind {
+	return append([]object.Kind{
+		namespaces.PIDKind,
+		namespaces.MountsKind,
+		files.PipeObject,
+		files.FIFOObject,
+		files.DeletedObject,
+		files.MemfdObject,
+		files.TableKind,
+		files.FSKind,
+		events.EpollObject,
+		events.EpollLink,
+		signals.SighandKind,
+		tasks.ProcessKind,
+		tasks.ThreadKind,
+	}, memory.Kinds()...)
 }
 
 // allKinds is every kind of record that a restore knows.
 func allKinds() []object.Kind {
-	kinds := []object.Kind{
-		namespaces.PIDKind,
-		namespaces.MountsKind,
-		signals.SighandKind,
-		tasks.ProcessKind,
-		tasks.ThreadKind,
-	}
-	kinds = append(kinds, memory.Kinds()...)
-	kinds = append(kinds, files.PlainKinds()...)
+	kinds := otherKinds()
 	for _, k := range fileKinds() {
 		kinds = append(kinds, k.AsKind())
 	}
