@@ -153,7 +153,7 @@ func TestDecodeIsStrict(t *testing.T) {
 		{Map{{"n", 1}, {"s", []byte("x")}}, "field s: bytes cannot be string"},
 		{Map{{"n", 1}, {"b", "x"}}, "field b: a string cannot be []uint8"},
 		{Map{{"n", 1}, {"b", nil}}, "field b: null cannot be []uint8"},
-		{Map{{"n", 1}, {"l", []any{Map{{"tid", 1 << 31}}}}}, "field l: element 0: field tid: 2147483648 does not fit int32"},
+		{Map{{"n", 1}, {"l", []any{Map{{"tid", uint64(1 << 31)}}}}}, "field l: element 0: field tid: 2147483648 does not fit int32"},
 		{Map{{"n", 1}, {"l", []any{Map{}}}}, "field l: element 0: field tid is missing"},
 		{Map{{"n", 1}, {"l", Map{}}}, "field l: a map cannot be []stream.inner"},
 		{Map{{"n", 1}, {"r", 3}}, "field r: a number cannot be stream.Ref"},

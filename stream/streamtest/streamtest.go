@@ -95,6 +95,32 @@ func Documented(t testing.TB, types ...stream.Type) {
 	}
 }
 
+// Complete checks that the given types and those of the framing are exactly those
+// that cr-stream(5) describes and that the golden stream has records of. It is
+// for the test of the table of all kinds.
+func Complete(t testing.TB, types ...stream.Type) {
+	t.Helper()
+	Documented(t, types...)
+	types = append([]stream.Type{stream.TypeHeader, stream.TypeLink, stream.TypeError, stream.TypeEnd}, types...)
+	golden := map[stream.Type]bool{stream.TypeError: true, stream.TypeEnd: true} // Next does not return those
+	for _, r := range AllKinds(t) {
+		golden[r.Type] = true
+		if !slices.Contains(types, r.Type) {
+			t.Errorf("the golden stream has a record of type %s, which is no kind", r.Type)
+		}
+	}
+	for _, typ := range types {
+		if !golden[typ] {
+			t.Errorf("no record of type %s in %s: add one to all-kinds.json", typ, AllKindsPath(t))
+		}
+	}
+	for name := range sections(t) {
+		if stream.Type(name).Valid() && !slices.Contains(types, stream.Type(name)) {
+			t.Errorf("cr-stream(5) has a section %q, which is no kind", name)
+		}
+	}
+}
+
 // AllKinds returns the records of the golden stream, the header first.
 func AllKinds(t testing.TB) []*stream.Record {
 	t.Helper()
@@ -170,17 +196,19 @@ func sections(t testing.TB) map[string][]string {
 }
 
 // documents reports whether a section has an .It line for a field; several
-// fields may share a line: ".It Va uid , Va gid".
+// fields may share a line: ".It Va uid , gid Pq integers".
 func documents(section []string, name string) bool {
 	for _, line := range section {
 		words := strings.Fields(line)
 		if len(words) == 0 || words[0] != ".It" {
 			continue
 		}
-		for i := 1; i+1 < len(words); i++ {
-			if words[i] == "Va" && words[i+1] == name {
+		va := false
+		for _, word := range words[1:] {
+			if va && word == name {
 				return true
 			}
+			va = word == "Va" || va && word != "Pq"
 		}
 	}
 	return false

@@ -50,3 +50,23 @@ func TestChecksReport(t *testing.T) {
 		}
 	}
 }
+
+func TestCompleteReports(t *testing.T) {
+	r := &recorder{TB: t}
+	Complete(r, "no-such")
+	text := strings.Join(r.errors, "\n")
+	for _, want := range []string{`lacks the section ".Ss no-such"`, "no record of type no-such"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("reported %q, want %q", r.errors, want)
+		}
+	}
+}
+
+func TestFieldLines(t *testing.T) {
+	section := []string{".It Va start , end Pq integers", ".It Va name", "text Va other", ".It Pq Va odd"}
+	for name, want := range map[string]bool{"start": true, "end": true, "name": true, "integers": false, "other": false, ",": true, "odd": true} {
+		if documents(section, name) != want {
+			t.Errorf("%s: documented is %v", name, !want)
+		}
+	}
+}
