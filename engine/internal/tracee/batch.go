@@ -37,7 +37,10 @@ type Buf struct {
 	bytes    []byte
 	out      bool // calls may write to it
 	pointers []pointer
-	offset   int // in its slot, during a part
+	// While a batch runs: where it is in the slot, and for which part and by whom it was put there.
+	offset int
+	in     *part
+	placed *filler
 }
 
 type pointer struct {
@@ -54,8 +57,9 @@ type arg struct {
 	load  *Buf  // the word at load + value, when the call is made
 }
 
-// Word is an argument that is read from a buffer when its call is made: the 8 bytes at an offset, written by an earlier call of the batch. (The kernel looks
-// at the lower half of an argument that is an int, so that on little-endian machines this serves for descriptors from pipe2 as well.)
+// Word is an argument that is read from a buffer when its call is made: the 8 bytes at an offset, written by an earlier call of the batch. The kernel
+// looks only at the lower half of an argument that is an int, so that on a little-endian machine this serves for descriptors from pipe2 as well, and
+// half of the word may lie beyond the buffer.
 type Word struct {
 	Buf    *Buf
 	Offset int
@@ -132,7 +136,7 @@ func (b *Batch) arg(a any) (arg, bool) {
 	case *Call:
 		return arg{from: v}, v != nil
 	case Word:
-		return arg{load: v.Buf, value: uint64(v.Offset)}, v.Buf != nil && v.Offset >= 0 && v.Offset+8 <= len(v.Buf.bytes)
+		return arg{load: v.Buf, value: uint64(v.Offset)}, v.Buf != nil && v.Offset >= 0 && v.Offset+4 <= len(v.Buf.bytes)
 	}
 	return arg{}, false
 }

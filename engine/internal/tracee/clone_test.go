@@ -347,4 +347,3 @@ func TestKillAllFindsUnknown(t *testing.T) {
 		}
 	}
 }
-

@@ -89,6 +89,7 @@ func (t *Tracer) Commit(tasks []*Task) error {
 				return errors.Join(err, t.killAll())
 			}
 			k.state = taskGone
+			t.free++
 			delete(t.tasks, k.Tid)
 			k.arena.give(k.slot)
 		}
@@ -116,15 +117,17 @@ func (t *Tracer) killAll() error {
 			errs = append(errs, killProcess(k.Pid))
 		}
 	}
-	for tid := range t.strays {
-		errs = append(errs, killProcess(tid))
+	for tid, ws := range t.strays {
+		if ws.Stopped() { // a dead one's id may be somebody else's by now
+			errs = append(errs, killProcess(tid))
+		}
 	}
 	// Whoever dies first is waited for first: the kernel reports a process only after its threads and the init of a pid namespace only after everything in it,
 	// so waiting for a certain one could block for ever.
 	for {
 		options := 0
-		if len(t.tasks) == 0 && len(t.seized) > 0 {
-			options = unix.WNOHANG // only those may be left
+		if len(t.tasks) == 0 && (len(t.seized) > 0 || t.free > 0) {
+			options = unix.WNOHANG // what is left may be only those
 		}
 		tid, ws, err := sys.WaitAny(options)
 		if errors.Is(err, unix.ECHILD) || err == nil && tid == 0 {

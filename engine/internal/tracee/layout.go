@@ -13,56 +13,55 @@ const bufAlign = 64
 
 func alignUp(n, to int) int { return (n + to - 1) / to * to }
 
+// A part is what of a batch runs in one round trip.
+type part struct {
+	calls []*Call
+	used  int // bytes of the slot
+}
+
 // split cuts a batch into parts that fit a slot each. Within a part the calls' arguments refer to each other in the slot; across parts they go by
 // the values that the restorer has collected.
-func (b *Batch) split() ([][]*Call, error) {
+func (b *Batch) split() ([]*part, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	var parts [][]*Call
-	var part []*Call
-	seen := map[*Buf]bool{}
-	used := arch.SlotEntries
+	p := &part{used: arch.SlotEntries}
+	parts := []*part{p}
 	for i, c := range b.calls {
 		if c.ran {
 			return nil, fmt.Errorf("running a batch twice: %w", unix.EINVAL)
 		}
-		need := c.size(map[*Buf]bool{}, seen)
-		if used+need > b.arena.slotSize {
-			if len(part) == 0 {
-				return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), used+need, b.arena.slotSize, unix.E2BIG)
-			}
-			parts = append(parts, part)
-			part, used, seen = nil, arch.SlotEntries, map[*Buf]bool{}
-			need = c.size(map[*Buf]bool{}, seen)
-			if used+need > b.arena.slotSize {
-				return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), used+need, b.arena.slotSize, unix.E2BIG)
-			}
+		need := c.size(p)
+		if p.used+need > b.arena.slotSize && len(p.calls) > 0 {
+			p = &part{used: arch.SlotEntries}
+			parts = append(parts, p)
+			need = c.size(p)
 		}
-		used += need
-		c.size(seen, seen)
-		part = append(part, c)
+		if p.used += need; p.used > b.arena.slotSize {
+			return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), p.used, b.arena.slotSize, unix.E2BIG)
+		}
+		p.calls = append(p.calls, c)
 	}
-	return append(parts, part), nil
+	return parts, nil
 }
 
-// size is what a call needs in a slot where the buffers in have are already; the ones it adds are put into add.
-func (c *Call) size(add, have map[*Buf]bool) int {
+// size is what a call adds to a part: its entry, and the buffers that are not in the part already.
+func (c *Call) size(p *part) int {
 	n := arch.EntrySize
-	var visit func(f *Buf)
-	visit = func(f *Buf) {
-		if f == nil || add[f] || have[f] {
-			return
-		}
-		add[f] = true
-		n += alignUp(len(f.bytes), bufAlign) + bufAlign
-		for _, p := range f.pointers {
-			visit(p.to)
-		}
-	}
 	for _, a := range c.args {
-		visit(a.buf)
-		visit(a.load)
+		n += a.buf.size(p) + a.load.size(p)
+	}
+	return n
+}
+
+func (f *Buf) size(p *part) int {
+	if f == nil || f.in == p {
+		return 0
+	}
+	f.in = p
+	n := alignUp(len(f.bytes), bufAlign) + bufAlign
+	for _, to := range f.pointers {
+		n += to.to.size(p)
 	}
 	return n
 }
@@ -73,12 +72,11 @@ type filler struct {
 	mem  []byte
 	next int // first free byte
 	bufs []*Buf
-	done map[*Buf]bool
 }
 
 // fill writes a part's table and data and returns the buffers that were placed.
 func (k *Task) fill(part []*Call) ([]*Buf, error) {
-	f := filler{task: k, mem: k.slotMem(), next: arch.SlotEntries + len(part)*arch.EntrySize, done: map[*Buf]bool{}}
+	f := &filler{task: k, mem: k.slotMem(), next: arch.SlotEntries + len(part)*arch.EntrySize}
 	order := hostOrder
 	order.PutUint64(f.mem[arch.SlotCount:], uint64(len(part)))
 	order.PutUint64(f.mem[arch.SlotDone:], 0)
@@ -129,15 +127,14 @@ func (f *filler) value(a arg, of *Call) (v uint64, ref bool, err error) {
 
 // place copies a buffer into the slot, once.
 func (f *filler) place(b *Buf) (int, error) {
-	if f.done[b] {
+	if b.placed == f {
 		return b.offset, nil
 	}
 	off := alignUp(f.next, bufAlign)
 	if off+len(b.bytes) > len(f.mem) {
 		return 0, fmt.Errorf("pid %d: a batch's data do not fit a slot of %d bytes: %w", f.task.Tid, len(f.mem), unix.E2BIG)
 	}
-	b.offset = off
-	f.done[b] = true
+	b.offset, b.placed = off, f
 	f.bufs = append(f.bufs, b)
 	f.next = off + len(b.bytes)
 	copy(f.mem[off:], b.bytes)

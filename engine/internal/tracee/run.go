@@ -16,7 +16,7 @@ import (
 type job struct {
 	task  *Task
 	batch *Batch
-	parts [][]*Call
+	parts []*part
 	bufs  []*Buf // of the part that runs
 	first int    // index in the batch of the part's first call
 	err   error
@@ -78,10 +78,10 @@ func (t *Tracer) round(jobs []*job) error {
 	for _, j := range jobs {
 		// Children exist even where their maker's batch failed later.
 		if len(j.parts) > 0 {
-			if err := t.adopt(j.task, j.parts[0]); err != nil {
+			if err := t.adopt(j.task, j.parts[0].calls); err != nil {
 				errs = append(errs, err)
 			}
-			j.first += len(j.parts[0])
+			j.first += len(j.parts[0].calls)
 			j.parts = j.parts[1:]
 		}
 		if j.err != nil {
@@ -94,8 +94,8 @@ func (t *Tracer) round(jobs []*job) error {
 
 // dropClones gives back the slots of children that will not be made.
 func (j *job) dropClones() {
-	for _, part := range j.parts {
-		for _, c := range part {
+	for _, p := range j.parts {
+		for _, c := range p.calls {
 			if c.child != nil {
 				j.task.arena.give(c.child.slot)
 			}
@@ -109,7 +109,7 @@ func (t *Tracer) begin(j *job) error {
 	if err := k.prepare(); err != nil {
 		return err
 	}
-	bufs, err := k.fill(j.parts[0])
+	bufs, err := k.fill(j.parts[0].calls)
 	if err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (t *Tracer) begin(j *job) error {
 
 // finish waits until a job's part has ended.
 func (t *Tracer) finish(j *job) error {
-	k, part := j.task, j.parts[0]
+	k, part := j.task, j.parts[0].calls
 	if exits(k.arena.arch, part) {
 		return t.finishExit(j)
 	}
@@ -220,7 +220,7 @@ func (t *Tracer) pass(k *Task, ws sys.WaitStatus) error {
 // finishExit waits for the end of a task whose batch ends in an exit. The leader of a process that has other threads left is not reported by wait4
 // until they are gone; its state in /proc tells.
 func (t *Tracer) finishExit(j *job) error {
-	k, part := j.task, j.parts[0]
+	k, part := j.task, j.parts[0].calls
 	leaves := part[len(part)-1].nr == k.arena.arch.Sys.Exit && k.delicate()
 	for pause := 10 * time.Microsecond; ; pause = min(2*pause, time.Millisecond) {
 		var ws sys.WaitStatus

@@ -116,7 +116,7 @@ func (t *Tracer) Block(tasks []*Task, batches []*Batch, timeout time.Duration) (
 			if err != nil {
 				return fmt.Errorf("pid %d: %w", k.Tid, err)
 			}
-			if len(parts) != 1 || len(parts[0]) == 0 {
+			if len(parts) != 1 || len(parts[0].calls) == 0 {
 				return fmt.Errorf("pid %d: a batch to block in that does not fit a slot, or is empty: %w", k.Tid, unix.EINVAL)
 			}
 			jobs[i] = &job{task: k, batch: batches[i], parts: parts}
@@ -138,7 +138,7 @@ func (t *Tracer) Block(tasks []*Task, batches []*Batch, timeout time.Duration) (
 }
 
 func (t *Tracer) interruptSleep(j *job, timeout time.Duration) (arch.Restart, error) {
-	k, part := j.task, j.parts[0]
+	k, part := j.task, j.parts[0].calls
 	last := part[len(part)-1]
 	deadline := time.Now().Add(timeout)
 	pause := 10 * time.Microsecond
@@ -204,7 +204,7 @@ func (t *Tracer) interruptSleep(j *job, timeout time.Duration) (arch.Restart, er
 
 // blockEnded deals with a stop of a task that was to fall asleep; true: its batch is over.
 func (t *Tracer) blockEnded(j *job, ws sys.WaitStatus) (bool, error) {
-	k, part := j.task, j.parts[0]
+	k, part := j.task, j.parts[0].calls
 	if ws.Dead() {
 		return true, k.diedIn(part)
 	}

@@ -258,10 +258,31 @@ func (t *Tracer) StopTree(scan func() ([]int, error), timeout time.Duration) ([]
 			return nil, err
 		}
 		stops, err := t.WaitStopped(time.Until(deadline))
-		if err != nil || fresh == 0 {
+		if err != nil {
 			return stops, err
 		}
+		if fresh == 0 && t.allStopped() {
+			return stops, nil
+		}
 	}
+}
+
+// allStopped asks each task that was seen to stop something that only a stopped one answers, and marks those that do not: a thread's execve that
+// was under way makes it take the place, and the id, of its process's leader, which had been stopped.
+func (t *Tracer) allStopped() bool {
+	all := true
+	_ = t.Do(func() error {
+		for tid, s := range t.seized {
+			if s.stop.State != Interrupted && s.stop.State != JobStopped {
+				continue
+			}
+			if _, err := sys.PtraceGetSigmask(tid); errors.Is(err, unix.ESRCH) {
+				s.stop.State, all = StopPending, false
+			}
+		}
+		return nil
+	})
+	return all
 }
 
 // Detach lets all seized tasks go on in the state that they had: running, or in job control stop. Tasks that have not stopped are let go as
