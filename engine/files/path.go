@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -19,34 +20,61 @@ const deletedSuffix = " (deleted)"
 
 const pathMax = 4096 // PATH_MAX with the NUL, limits.h
 
+// sight is how the caller reaches what a process sees.
+type sight struct {
+	of   *object.Process
+	same bool   // in the caller's own mount namespace
+	dir  string // /proc/PID/root
+	root string // what that leads to
+}
+
+// lastSight is the sight of the process that was looked at last: files are met process by process.
+var lastSight struct {
+	sync.Mutex
+	sight
+}
+
+func sightOf(proc *object.Process) (*sight, error) {
+	lastSight.Lock()
+	defer lastSight.Unlock()
+	if s := lastSight.sight; s.of == proc {
+		return &s, nil
+	}
+	pid := proc.Leader().TID
+	own, err := procfs.ThreadNamespace(os.Getpid(), unix.Gettid(), "mnt")
+	if err != nil {
+		return nil, err
+	}
+	its, err := procfs.Namespace(pid, "mnt")
+	if err != nil {
+		return nil, err
+	}
+	s := sight{of: proc, same: own == its, dir: procfs.Path(pid, "root")}
+	if s.root, err = os.Readlink(s.dir); err != nil {
+		return nil, err
+	}
+	lastSight.sight = s
+	return &s, nil
+}
+
 // reach returns a path by which the caller reaches what the process sees as p. In the caller's own mount namespace
 // that is p itself, since the kernel shows links relative to the root of whoever reads them; in another one the way
 // goes through /proc/PID/root.
 func reach(proc *object.Process, p string) (string, error) {
-	pid := proc.Leader().TID
-	own, err := procfs.Namespace(os.Getpid(), "mnt")
+	s, err := sightOf(proc)
 	if err != nil {
 		return "", err
 	}
-	its, err := procfs.Namespace(pid, "mnt")
-	if err != nil {
-		return "", err
-	}
-	if own == its {
+	if s.same {
 		return p, nil
 	}
-	dir := procfs.Path(pid, "root")
-	root, err := os.Readlink(dir)
-	if err != nil {
-		return "", err
+	if s.root == "/" {
+		return s.dir + p, nil
 	}
-	if root == "/" {
-		return dir + p, nil
+	if rest, ok := strings.CutPrefix(p, s.root); ok && (rest == "" || rest[0] == '/') {
+		return s.dir + rest, nil
 	}
-	if rest, ok := strings.CutPrefix(p, root); ok && (rest == "" || rest[0] == '/') {
-		return dir + rest, nil
-	}
-	return "", object.Unsupportedf("%s lies outside of the process's root directory %s in another mount namespace, where it cannot be looked at", p, root)
+	return "", object.Unsupportedf("%s lies outside of the process's root directory %s in another mount namespace, where it cannot be looked at", p, s.root)
 }
 
 // lookup looks at what p names for the process, without following a symbolic link at its end.
@@ -227,7 +255,11 @@ func openPinned(p string, pinned *sys.FD, st *unix.Stat_t, flags uint32) (int, e
 	if flags&unix.O_NOFOLLOW == 0 {
 		return reopen(pinned.Int(), flags)
 	}
-	fd, err := sys.Open(p, int(flags)|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	how := int(flags)
+	if flags&unix.O_PATH == 0 {
+		how |= unix.O_NONBLOCK | unix.O_NOCTTY
+	}
+	fd, err := sys.Open(p, how, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -240,7 +272,7 @@ func openPinned(p string, pinned *sys.FD, st *unix.Stat_t, flags uint32) (int, e
 		_ = fd.Close()
 		return -1, fmt.Errorf("%s was replaced while it was being opened", p)
 	}
-	if flags&unix.O_NONBLOCK == 0 {
+	if flags&(unix.O_NONBLOCK|unix.O_PATH) == 0 { // it was added for the opening alone
 		if err := setStatus(fd.Int(), flags); err != nil {
 			_ = fd.Close()
 			return -1, err
