@@ -261,11 +261,11 @@ func fixSums(data []byte) []byte {
 	count := uint64(0)
 	for pos := prologueSize; pos+headSize <= len(data); {
 		h := data[pos : pos+headSize]
-		meta := int(binary.LittleEndian.Uint32(h[28:]))
-		payload := int(binary.LittleEndian.Uint32(h[32:]))
-		if meta > len(data) || payload > len(data) || pos+headSize+meta+payload > len(data) {
+		metaLen, dataLen := binary.LittleEndian.Uint32(h[28:]), binary.LittleEndian.Uint32(h[32:])
+		if uint64(pos+headSize)+uint64(metaLen)+uint64(dataLen) > uint64(len(data)) {
 			break
 		}
+		meta, payload := int(metaLen), int(dataLen)
 		body := data[pos+headSize : pos+headSize+meta+payload]
 		if bytes.HasPrefix(h, []byte("end\x00")) {
 			m, _ := EncodeMeta(&endState{Count: count, Sum: sum})
