@@ -20,6 +20,7 @@ type FreezeOptions struct {
 	Freezer string        // "v2", "v1", "sigstop"; empty: the best there is
 	Timeout time.Duration // 0: 10 s
 	Guard   *Guardian     // told of the freeze before it begins; may be nil
+	stopped []int         // with freezeHeld: the processes that job control stops
 }
 
 // Freeze stops whole trees of processes. After an error nothing is stopped that was not before.
@@ -92,14 +93,15 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	if !ticket.Frozen() {
 		return nil, errors.New("the ticket's tree is not frozen: freeze it with cr-freeze first")
 	}
-	if err := o.Guard.journal(cure)(&ticket.state); err != nil {
-		return nil, err
+	err := o.Guard.journal(cure)(&ticket.state)
+	if err == nil {
+		h.tracer = tracee.NewTracer()
+		h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn})
 	}
-	h.tracer = tracee.NewTracer()
-	var err error
-	h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn})
 	if err != nil {
-		h.tracer.Close()
+		if h.tracer != nil {
+			h.tracer.Close()
+		}
 		if h.fresh {
 			err = errors.Join(err, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: warn}))
 		}
@@ -141,7 +143,7 @@ func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 		}
 		return newTicket(st), nil
 	}
-	st, err := freezer.Freeze(freezer.Options{Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true})
+	st, err := freezer.Freeze(freezer.Options{Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true, Stopped: o.stopped})
 	if err != nil {
 		return nil, freezeError(err)
 	}
