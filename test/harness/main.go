@@ -15,6 +15,11 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "harness: becoming a subreaper:", err)
 		return 1
 	}
+	// What the caller left open must not get into the jobs: a pipe held by others would be a leak that a dump refuses.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, "harness: closing descriptors at exec:", err)
+		return 1
+	}
 	status := m.Run()
 	var left []int
 	if !eventually(3*time.Second, func() bool {

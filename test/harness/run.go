@@ -68,6 +68,9 @@ func (j *Job) Sh(script string, env ...string) Result {
 func (j *Job) MustSh(script string, env ...string) string {
 	j.T.Helper()
 	r := j.Sh(script, env...)
+	if r.Status == 3 { // a refusal explains itself
+		j.T.Fatalf("%s: refused: %s\n%s", j.Name, script, strings.TrimSpace(r.Stderr))
+	}
 	if r.Status != 0 {
 		j.T.Fatalf("%s: status %d of: %s\n%s%s", j.Name, r.Status, script, strings.TrimSpace(r.Stderr), j.Evidence())
 	}
