@@ -33,6 +33,7 @@ func checkPending(p *object.Process, tid int, list []Siginfo) error {
 // dumpQueue reads a queue of pending signals without touching it. set is what /proc/PID/status says is pending there:
 // a signal may be set without an entry, when the queue was full as it came (then only its number is known).
 func dumpQueue(t *object.Thread, shared bool, set uint64) ([]Siginfo, error) {
+	timers := standing(t.Process)
 	infos, err := sys.PtracePeekSiginfo(t.TID, shared)
 	if err != nil {
 		return nil, t.Process.Error("", fmt.Errorf("reading pending signals of thread %d: %w", t.TID, err))
@@ -44,6 +45,9 @@ func dumpQueue(t *object.Thread, shared bool, set uint64) ([]Siginfo, error) {
 			return nil, t.Process.Error("", fmt.Errorf("internal error: pending signal %d", s.signo()))
 		}
 		set &^= 1 << (s.signo() - 1)
+		if s.code() == siTimer && timers[int32(binary.NativeEndian.Uint32(s[16:]))] {
+			continue // its timer, made to fire at once, queues it again
+		}
 		if s.code() == siTimer {
 			// si_sys_private, at byte 32, is the kernel's own note about the timer (siginfo_layout in kernel/signal.c).
 			binary.NativeEndian.PutUint32(s[32:], 0)

@@ -31,6 +31,9 @@ type Timer struct {
 	Left     int64 `msgpack:"left,omitempty"`     // ns
 	Expires  int64 `msgpack:"expires,omitempty"`  // ns of CLOCK_REALTIME, where the timer was set to an absolute time of day
 	Interval int64 `msgpack:"interval,omitempty"` // ns
+	// Fired says how long ago, in ns, a periodic timer fired whose signal is pending. It stands still until that is taken,
+	// and the time since then becomes its overrun count.
+	Fired int64 `msgpack:"fired,omitempty"`
 }
 
 const (
@@ -53,9 +56,14 @@ func dumpItimers(p *object.Process) ([]Itimer, error) {
 			return nil, p.Error("", &object.Lacking{What: "the kernel view does not know its interval timers"})
 		}
 		var it Itimer
-		if v.Armed {
+		// A periodic real timer whose SIGALRM is pending stands still until that is taken (kernel/signal.c): it is made
+		// to fire at once, and the signal then pending is the one that was.
+		if v.Armed || v.Interval != 0 {
 			armed = true
-			it = Itimer{Left: max(v.Left, 1), Interval: v.Interval}
+			it = Itimer{Left: 1, Interval: v.Interval}
+			if v.Armed {
+				it.Left = max(v.Left, 1)
+			}
 		}
 		out = append(out, it)
 	}
@@ -65,7 +73,40 @@ func dumpItimers(p *object.Process) ([]Itimer, error) {
 	return out, nil
 }
 
+// standsStill says whether a timer waits for its own signal to be taken before it goes on.
+func standsStill(v *kernelview.PosixTimer) bool {
+	pending, ok := v.SignalPending.Get()
+	return ok && pending && v.Interval != 0
+}
+
+// since returns how long ago, in ns, a timer that stands still fired; at least 1.
+func since(v *kernelview.PosixTimer) (int64, error) {
+	on, ok1 := v.ExpiresOn.Get()
+	expires, ok2 := v.Expires.Get()
+	if !ok1 || !ok2 || on < 0 {
+		return 1, nil // a CPU clock, which stands still with the process
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(on, &now); err != nil {
+		return 0, fmt.Errorf("reading clock %d: %w", on, err)
+	}
+	return max(now.Nano()-expires, 1), nil
+}
+
+// standing returns the ids of the timers of p whose pending signal is made by the timer itself at restore.
+func standing(p *object.Process) map[int32]bool {
+	out := map[int32]bool{}
+	timers, _ := p.View.Timers.Get()
+	for i := range timers {
+		if standsStill(&timers[i]) {
+			out[timers[i].ID] = true
+		}
+	}
+	return out
+}
+
 func dumpTimers(p *object.Process) ([]Timer, error) {
+	var err error
 	timers, ok := p.View.Timers.Get()
 	if !ok {
 		return nil, p.Error("", &object.Lacking{What: "the kernel view does not know its POSIX timers"})
@@ -93,6 +134,11 @@ func dumpTimers(p *object.Process) ([]Timer, error) {
 				return nil, p.Error(name, &object.Lacking{What: "the kernel view does not know the time left"})
 			}
 			t.Left = max(left, 1)
+			if standsStill(&v) {
+				if t.Fired, err = since(&v); err != nil {
+					return nil, p.Error(name, err)
+				}
+			}
 			if on, ok := v.ExpiresOn.Get(); ok && on == unix.CLOCK_REALTIME && v.Clock == unix.CLOCK_REALTIME {
 				t.Expires = v.Expires.V
 			}
@@ -113,7 +159,7 @@ func checkTimers(its []Itimer, timers []Timer) error {
 	}
 	seen := map[int32]bool{}
 	for _, t := range timers {
-		if t.ID < 0 || seen[t.ID] || t.Left < 0 || t.Interval < 0 || t.Expires < 0 {
+		if t.ID < 0 || seen[t.ID] || t.Left < 0 || t.Interval < 0 || t.Expires < 0 || t.Fired < 0 {
 			return object.BadImagef("timer %d: twice, or with a negative time", t.ID)
 		}
 		seen[t.ID] = true
@@ -166,9 +212,17 @@ func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer) {
 		if !t.Armed {
 			continue
 		}
+		const abstime = 1 // TIMER_ABSTIME
 		flags, first := uint64(0), max(t.Left, 1)
-		if t.Expires != 0 {
-			flags, first = 1, t.Expires // TIMER_ABSTIME
+		var now unix.Timespec
+		switch {
+		case t.Fired != 0 && t.Clock >= 0 && (t.Clock != unix.CLOCK_REALTIME || t.Expires != 0) && unix.ClockGettime(t.Clock, &now) == nil:
+			flags, first = abstime, max(now.Nano()-t.Fired, 1)
+		case t.Fired != 0:
+			// A relative timer on the time of day runs by the monotonic clock, which an absolute time would change.
+			first = 1
+		case t.Expires != 0:
+			flags, first = abstime, t.Expires
 		}
 		v := timespec(timespec(nil, t.Interval), first)
 		b.Call(n.TimerSettime, uint64(t.ID), flags, b.Data(v), zero).Note("arming timer %d", t.ID)
