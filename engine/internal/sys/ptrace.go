@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -100,7 +101,7 @@ func wait(pid, options int) (int, WaitStatus, error) {
 	for {
 		var ws unix.WaitStatus
 		tid, err := unix.Wait4(pid, &ws, options, nil)
-		if err == unix.EINTR { //nolint:errorlint // the call returns a bare Errno
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		return tid, WaitStatus(ws), err

@@ -2,6 +2,7 @@ package tracee
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -303,6 +304,44 @@ func TestMakerDies(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestMakerDiesAnywhere kills the maker at any moment, the start of the first task included.
+func TestMakerDiesAnywhere(t *testing.T) {
+	native(t)
+	for round := range 25 {
+		cmd, _, _ := helper(t, "makers")
+		time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		// helper gave it a session of its own, which nothing that it makes leaves.
+		var left []int
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if left = session(t, cmd.Process.Pid); len(left) == 0 {
+				break
+			}
+		}
+		if len(left) > 0 {
+			t.Fatalf("round %d: tasks %v live on", round, left)
+		}
+	}
+}
+
+// session returns the processes of a session that are not zombies.
+func session(t *testing.T, sid int) []int {
+	t.Helper()
+	pids, err := procfs.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for _, pid := range pids {
+		if st, err := procfs.ReadStat(pid); err == nil && st.Session == sid && st.State != 'Z' && st.State != 'X' {
+			out = append(out, pid)
+		}
+	}
+	return out
 }
 
 // TestKillAllFindsUnknown: children of a batch that was never waited for.

@@ -1,7 +1,8 @@
 // Package tracee drives other tasks by ptrace: it stops those that run and makes new ones that execute batches of system calls.
 //
 // A [Tracer] is one operating system thread that owns all its tracees; the kernel accepts requests from no other. Every method may be
-// called from any goroutine and runs on that thread.
+// called from any goroutine and runs on that thread; many small ones in a row belong in one [Tracer.Do], which saves the change of threads. An Arena, its
+// batches and its tasks are for one goroutine at a time.
 //
 // # Existing tasks
 //

@@ -29,6 +29,7 @@ var helpers = map[string]func(){
 	"vfork":   helperVfork,
 	"idle":    helperIdle,
 	"maker":   helperMaker,
+	"makers":  helperMakers,
 }
 
 func TestMain(m *testing.M) {
@@ -232,6 +233,23 @@ func helperMaker() {
 	time.Sleep(50 * time.Millisecond)
 	fmt.Println(line)
 	time.Sleep(time.Hour)
+}
+
+// helperMakers makes such trees and kills them again, for ever.
+func helperMakers() {
+	a, err := arch.Native()
+	check(err)
+	ar, err := NewArena(a, 64, 0)
+	check(err)
+	tr := NewTracer()
+	fmt.Println("ready")
+	for {
+		stub, err := tr.Spawn(ar, testBase)
+		check(err)
+		_, err = makeTree(tr, ar, stub)
+		check(err)
+		check(tr.KillAll())
+	}
 }
 
 func check(err error) {

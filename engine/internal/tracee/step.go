@@ -170,30 +170,37 @@ func (t *Tracer) interruptSleep(j *job, timeout time.Duration) (arch.Restart, er
 	if err := sys.PtraceInterrupt(k.Tid); err != nil {
 		return 0, fmt.Errorf("pid %d: stopping it: %w", k.Tid, err)
 	}
+	a := k.arena.arch
+	var regs []byte
 	for {
 		ws, err := t.await(k)
 		if err != nil {
 			return 0, err
 		}
-		if ws.EventStop() {
+		if !ws.EventStop() {
+			if ended, err := t.blockEnded(j, ws); ended || err != nil {
+				return arch.RestartNone, err
+			}
+			if err := sys.PtraceInterrupt(k.Tid); err != nil {
+				return 0, fmt.Errorf("pid %d: stopping it: %w", k.Tid, err)
+			}
+			continue
+		}
+		k.state = taskAside
+		if regs, err = k.regs(); err != nil {
+			return 0, err
+		}
+		if nr, in := a.SyscallNr(regs); in && nr == last.nr {
 			break
 		}
-		if ended, err := t.blockEnded(j, ws); ended || err != nil {
-			return arch.RestartNone, err
+		if time.Now().After(deadline) {
+			return 0, fmt.Errorf("pid %d: %s: %w", k.Tid, a.SyscallName(last.nr), ErrNotBlocked)
 		}
-		if err := sys.PtraceInterrupt(k.Tid); err != nil {
-			return 0, fmt.Errorf("pid %d: stopping it: %w", k.Tid, err)
+		// It slept, and woke before it was stopped: a few instructions on the batch ends.
+		if err := sys.PtraceCont(k.Tid, 0); err != nil {
+			return 0, fmt.Errorf("pid %d: continuing it: %w", k.Tid, err)
 		}
-	}
-	k.state = taskAside
-	regs, err := k.regs()
-	if err != nil {
-		return 0, err
-	}
-	a := k.arena.arch
-	nr, in := a.SyscallNr(regs)
-	if !in || nr != last.nr {
-		return 0, fmt.Errorf("pid %d: %s: %w", k.Tid, a.SyscallName(last.nr), ErrNotBlocked)
+		k.state = taskRunning
 	}
 	if err := k.collect(part[:len(part)-1], j.bufs, j.first); err != nil {
 		return 0, err
