@@ -274,6 +274,22 @@ func TestObjectLimit(t *testing.T) {
 	if err := o.checkDefine(1<<20, "caaa"); err != nil {
 		t.Errorf("a class that is known: %v", err)
 	}
+	// Numbers scattered on purpose cost tens of megabytes, not hundreds.
+	o = objects{}
+	got := allocated(func() {
+		for i := range uint32(maxSparse) {
+			o.define(MaxRef-i*2000, "file")
+		}
+	})
+	if got > 128<<20 { // the sum of all the tables it grew through
+		t.Errorf("%d scattered numbers: %d bytes allocated", maxSparse, got)
+	}
+	if err := o.checkDefine(1<<27+1, "file"); !errors.Is(err, ErrLength) {
+		t.Errorf("one scattered number too many: %v", err)
+	}
+	if err := o.checkDefine(5, "file"); err != nil {
+		t.Errorf("a small number then: %v", err)
+	}
 	// Numbers out of order end up in the map, and stay known when the slice
 	// comes to cover them.
 	o = objects{}

@@ -11,4 +11,5 @@ const (
 	PrologueSize = prologueSize
 	MaxErrorText = maxErrorText
 	MaxKey       = maxKey
+	MaxSparse    = maxSparse
 )

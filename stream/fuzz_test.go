@@ -180,3 +180,37 @@ func FuzzCheckMeta(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFromJSON: whatever text comes, the output is a whole stream, or one that
+// says what was wrong.
+func FuzzFromJSON(f *testing.F) {
+	for _, v := range vectors(f) {
+		var text bytes.Buffer
+		if len(v.data) < 10000 {
+			_ = ToJSON(bytes.NewReader(v.data), &text) // with an error line where it fails
+			f.Add(text.Bytes())
+		}
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var out, again bytes.Buffer
+		err := FromJSON(bytes.NewReader(text), &out)
+		var remote *RemoteError
+		switch got := drain(out.Bytes(), ""); {
+		case err == nil && got != nil && !errors.Is(got, ErrCompression):
+			t.Fatalf("the output is bad: %v", got)
+		case err != nil && !errors.As(got, &remote):
+			t.Fatalf("failed with %v, but the output ends with %v", err, got)
+		case err != nil && !BadStream(err):
+			t.Fatalf("%v is not counted as a bad stream", err)
+		case err != nil:
+			return
+		}
+		text2 := new(bytes.Buffer)
+		if err := ToJSON(bytes.NewReader(out.Bytes()), text2); err != nil {
+			t.Fatal(err)
+		}
+		if err := FromJSON(text2, &again); err != nil || !bytes.Equal(out.Bytes(), again.Bytes()) {
+			t.Fatalf("the stream changed on its way through JSON: %v", err)
+		}
+	})
+}

@@ -120,6 +120,7 @@ func TestManualNumbers(t *testing.T) {
 		fmt.Sprintf("A type is 1 to %d bytes", stream.MaxType),
 		fmt.Sprintf("1 to %d. A number defined twice", stream.MaxRef),
 		fmt.Sprintf("at most %d objects", stream.MaxObjects),
+		fmt.Sprintf("plus 1024 there are at most %d.", stream.MaxSparse),
 		fmt.Sprintf("at most %d bytes, not empty", stream.MaxErrorText),
 		fmt.Sprintf("format version: %d", stream.Version),
 		fmt.Sprintf("%#04x Pq optional", uint16(stream.FlagOptional))[2:],

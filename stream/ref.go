@@ -69,6 +69,11 @@ func appendRef(b []byte, r Ref) ([]byte, error) {
 	return append(b, r.Class...), nil
 }
 
+// maxSparse is how many objects may have a number far beyond those given out in
+// order: above twice the objects so far, plus 1024. They take ten times the
+// memory.
+const maxSparse = 1 << 20
+
 // objects knows which objects a stream has defined, and their classes. Numbers
 // given out in order (as NewRef does) cost two bytes each; others go to a map.
 type objects struct {
@@ -105,10 +110,19 @@ func (o *objects) checkDefine(id uint32, t Type) error {
 	if o.count >= MaxObjects {
 		return fmt.Errorf("%w: more than %d objects", ErrLength, MaxObjects)
 	}
+	if !o.near(id) && len(o.sparse) >= maxSparse {
+		return fmt.Errorf("%w: more than %d objects with numbers out of order", ErrLength, maxSparse)
+	}
 	if _, ok := o.index[t.Class()]; !ok && len(o.classes) >= 1<<12 {
 		return fmt.Errorf("%w: more than %d classes of objects", ErrLength, 1<<12)
 	}
 	return nil
+}
+
+// near reports whether id goes to the slice. It grows to at most about twice what
+// the objects seen need, so that one large number does not cost its square.
+func (o *objects) near(id uint32) bool {
+	return int64(id) < int64(len(o.dense)) || int64(id) <= 2*int64(o.count)+1024
 }
 
 // define enters id, which checkDefine has allowed.
@@ -123,15 +137,12 @@ func (o *objects) define(id uint32, t Type) {
 		i = uint16(len(o.classes))
 		o.index[class] = i
 	}
-	// The slice grows to at most about twice what the objects seen need, so
-	// that one record with a large number does not cost its square.
-	switch {
-	case int64(id) < int64(len(o.dense)):
+	if o.near(id) {
+		if int64(id) >= int64(len(o.dense)) {
+			o.dense = append(o.dense, make([]uint16, int(id)+1-len(o.dense))...)
+		}
 		o.dense[id] = i
-	case int64(id) <= 2*int64(o.count)+1024:
-		o.dense = append(o.dense, make([]uint16, int(id)+1-len(o.dense))...)
-		o.dense[id] = i
-	default:
+	} else {
 		if o.sparse == nil {
 			o.sparse = make(map[uint32]uint16)
 		}

@@ -153,7 +153,7 @@ func drain(data []byte, known string) error {
 			return nil
 		}
 		if err != nil {
-			if _, again := r.Next(); again != err {
+			if _, again := r.Next(); again != err { //nolint:errorlint // the very same
 				return fmt.Errorf("the error %w is not sticky: %w", err, again)
 			}
 			return err
