@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var commands = []string{"cr-filter"}
+var commands = []string{"cr-freeze", "cr-dump", "cr-filter", "cr-restore", "cr-thaw"}
 
 // binaries builds the commands once and returns their directory. With go test
 // -cover they count too, into GOCOVERDIR.
