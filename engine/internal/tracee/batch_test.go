@@ -32,7 +32,7 @@ func TestBatchResultsAndReferences(t *testing.T) {
 	hostOrder.PutUint64(iov.Bytes()[8:], 4)
 	wrote := b.Call(s.Writev, Word{pipe, 4}, iov, 1)
 	missing := b.Call(s.Openat, unix.AT_FDCWD, "/nonexistent/file", 0).Allow(unix.ENOENT)
-	m := b.Call(s.Mmap, 0x200000000, 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, -1, 0).Expect(0x200000000)
+	m := b.Call(s.Mmap, arch.Addr(0x200000000), 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED_NOREPLACE, -1, 0).Expect(0x200000000)
 	un := b.Call(s.Munmap, m, 4096)
 	r.run(t, r.stub, b)
 

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
 )
 
 // A blockingCall is made by a thread of helperCalls that has all signals blocked.
@@ -61,7 +63,7 @@ func listener(option int) (fd int, addr unix.Sockaddr) {
 
 func semaphore() uintptr {
 	const ipcPrivate, ipcCreat = 0, 0o1000
-	id, _, errno := unix.Syscall(unix.SYS_SEMGET, ipcPrivate, 1, ipcCreat|0o600)
+	id, errno := call(ownSys.Semget, ipcPrivate, 1, ipcCreat|0o600)
 	if errno != 0 {
 		panic(errno)
 	}
@@ -75,7 +77,7 @@ type sembuf struct {
 }
 
 // Shared objects are removed at once when they are not needed by their id any more; a semaphore's removal would wake its waiters.
-func removeSem(id uintptr) { _, _, _ = unix.Syscall(unix.SYS_SEMCTL, id, 0, unix.IPC_RMID) }
+func removeSem(id uintptr) { _, _ = call(ownSys.Semctl, id, 0, unix.IPC_RMID) }
 
 func newEpoll() uintptr {
 	fd, err := unix.EpollCreate1(0)
@@ -85,7 +87,7 @@ func newEpoll() uintptr {
 
 func aioContext() uintptr {
 	ctx := kept(uintptr(0))
-	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 4, ptr(ctx), 0); errno != 0 {
+	if _, errno := call(ownSys.IoSetup, 4, ptr(ctx)); errno != 0 {
 		panic(errno)
 	}
 	return *ctx
@@ -107,7 +109,7 @@ var blockingCalls = []blockingCall{
 		id := semaphore()
 		return [6]uintptr{id, ptr(kept(sembuf{op: -1})), 1}, func() {
 			const setval = 16
-			_, _, _ = unix.Syscall6(unix.SYS_SEMCTL, id, 0, setval, 1, 0, 0)
+			_, _ = call(ownSys.Semctl, id, 0, setval, 1)
 			time.Sleep(100 * time.Millisecond)
 			removeSem(id)
 		}
@@ -131,8 +133,11 @@ var blockingCalls = []blockingCall{
 	}},
 	{"recvmsg", "EINTR", "EAGAIN", func() ([6]uintptr, func()) {
 		fd, _ := timeoutSocket(unix.SO_RCVTIMEO, unix.SOCK_DGRAM)
-		iov := kept(unix.Iovec{Base: &kept([8]byte{})[0], Len: 8})
-		return [6]uintptr{uintptr(fd), ptr(kept(unix.Msghdr{Iov: iov, Iovlen: 1}))}, nil
+		iov := kept(unix.Iovec{Base: &kept([8]byte{})[0]})
+		iov.SetLen(8)
+		msg := kept(unix.Msghdr{Iov: iov})
+		msg.SetIovlen(1)
+		return [6]uintptr{uintptr(fd), ptr(msg)}, nil
 	}},
 	{"read of a socket", "EINTR", "EAGAIN", func() ([6]uintptr, func()) {
 		fd, _ := timeoutSocket(unix.SO_RCVTIMEO, unix.SOCK_SEQPACKET)
@@ -163,23 +168,21 @@ var blockingCalls = []blockingCall{
 		}
 		check(unix.SetNonblock(fd, false))
 		name := addr.(*unix.SockaddrUnix).Name
-		sa := kept(unix.RawSockaddrUnix{Family: unix.AF_UNIX})
-		for i := range len(name) {
-			sa.Path[i] = int8(name[i])
-		}
-		sa.Path[0] = 0
+		sa := kept([unix.SizeofSockaddrUnix]byte{})
+		hostOrder.PutUint16(sa[:], unix.AF_UNIX)
+		copy(sa[3:], name[1:]) // abstract: a zero byte instead of the @
 		return [6]uintptr{uintptr(fd), ptr(sa), uintptr(2 + len(name))}, nil
 	}},
 	{"msgrcv", "ERESTARTNOHAND", "4", func() ([6]uintptr, func()) {
-		id, _, errno := unix.Syscall(unix.SYS_MSGGET, 0, 0o1600, 0)
+		id, errno := call(ownSys.Msgget, 0, 0o1600)
 		if errno != 0 {
 			panic(errno)
 		}
 		buf := kept([16]byte{1})
 		return [6]uintptr{id, ptr(kept([16]byte{})), 8}, func() {
-			_, _, _ = unix.Syscall6(unix.SYS_MSGSND, id, ptr(buf), 4, 0, 0, 0)
+			_, _ = call(ownSys.Msgsnd, id, ptr(buf), 4, 0)
 			time.Sleep(100 * time.Millisecond)
-			_, _, _ = unix.Syscall(unix.SYS_MSGCTL, id, unix.IPC_RMID, 0)
+			_, _ = call(ownSys.Msgctl, id, unix.IPC_RMID, 0)
 		}
 	}},
 	{"poll", "ERESTART_RESTARTBLOCK", "0", func() ([6]uintptr, func()) {
@@ -207,7 +210,7 @@ var blockingCalls = []blockingCall{
 	}},
 	{"futex", "ERESTARTSYS", "0", func() ([6]uintptr, func()) {
 		word := kept(uint32(0))
-		return [6]uintptr{ptr(word), 0, 0, 0}, func() { _, _, _ = unix.Syscall6(unix.SYS_FUTEX, ptr(word), 1, 1, 0, 0, 0) }
+		return [6]uintptr{ptr(word), 0, 0, 0}, func() { _, _ = call(ownSys.Futex, ptr(word), 1, 1) }
 	}},
 	{"read of a pipe", "ERESTARTSYS", "1", func() ([6]uintptr, func()) {
 		var p [2]int
@@ -223,17 +226,32 @@ func timeoutSocketAlone(option int) (int, error) {
 	return fd, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &tv)
 }
 
-// callNumbers are the numbers behind the first words of the names.
-var callNumbers = map[string]uintptr{
-	"epoll_wait": unix.SYS_EPOLL_PWAIT, "epoll_pwait": unix.SYS_EPOLL_PWAIT, "epoll_pwait2": unix.SYS_EPOLL_PWAIT2,
-	"semop": unix.SYS_SEMOP, "semtimedop": unix.SYS_SEMTIMEDOP, "rt_sigtimedwait": unix.SYS_RT_SIGTIMEDWAIT,
-	"io_getevents": unix.SYS_IO_GETEVENTS, "io_pgetevents": unix.SYS_IO_PGETEVENTS, "recvfrom": unix.SYS_RECVFROM,
-	"recvmsg": unix.SYS_RECVMSG, "read": unix.SYS_READ, "write": unix.SYS_WRITE, "accept4": unix.SYS_ACCEPT4,
-	"connect": unix.SYS_CONNECT, "msgrcv": unix.SYS_MSGRCV, "poll": unix.SYS_POLL, "ppoll": unix.SYS_PPOLL,
-	"select": unix.SYS_SELECT, "nanosleep": unix.SYS_NANOSLEEP, "clock_nanosleep": unix.SYS_CLOCK_NANOSLEEP, "futex": unix.SYS_FUTEX,
+// ownSys are this machine's system call numbers; x/sys does not have all of them everywhere.
+var ownSys = func() *arch.Syscalls {
+	a, err := arch.For(runtime.GOARCH)
+	check(err)
+	return &a.Sys
+}()
+
+// call makes a system call by its arch number.
+func call(nr int, args ...uintptr) (uintptr, unix.Errno) {
+	var a [6]uintptr
+	copy(a[:], args)
+	r, _, errno := unix.Syscall6(uintptr(nr), a[0], a[1], a[2], a[3], a[4], a[5])
+	return r, errno
 }
 
-func (c *blockingCall) nr() uintptr {
+// callNumbers are the numbers behind the first words of the names.
+var callNumbers = map[string]int{
+	"epoll_wait": ownSys.EpollPwait, "epoll_pwait": ownSys.EpollPwait, "epoll_pwait2": ownSys.EpollPwait2,
+	"semop": ownSys.Semop, "semtimedop": ownSys.Semtimedop, "rt_sigtimedwait": ownSys.RtSigtimedwait,
+	"io_getevents": ownSys.IoGetevents, "io_pgetevents": ownSys.IoPgetevents, "recvfrom": ownSys.Recvfrom,
+	"recvmsg": ownSys.Recvmsg, "read": ownSys.Read, "write": ownSys.Write, "accept4": ownSys.Accept4,
+	"connect": ownSys.Connect, "msgrcv": ownSys.Msgrcv, "poll": ownSys.Poll, "ppoll": ownSys.Ppoll,
+	"select": ownSys.Select, "nanosleep": ownSys.Nanosleep, "clock_nanosleep": ownSys.ClockNanosleep, "futex": ownSys.Futex,
+}
+
+func (c *blockingCall) nr() int {
 	word, _, _ := strings.Cut(c.name, " ")
 	return callNumbers[strings.TrimSuffix(word, ",")]
 }
@@ -264,7 +282,7 @@ func helperCalls() {
 			blockSignals()
 			tids[i] = itoa(unix.Gettid())
 			ready <- true
-			r, _, errno := unix.Syscall6(c.nr(), args[0], args[1], args[2], args[3], args[4], args[5])
+			r, errno := call(c.nr(), args[:]...)
 			results[i] = itoa(int(r))
 			if errno != 0 {
 				results[i] = unix.ErrnoName(errno)
@@ -291,7 +309,7 @@ func helperHandler() {
 	blockSignals(unix.SIGUSR1)
 	ep := newEpoll()
 	fmt.Println(unix.Gettid())
-	_, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, ep, ptr(kept(epollEvents{})), 1, ^uintptr(0), 0, 0)
+	_, errno := call(ownSys.EpollPwait, ep, ptr(kept(epollEvents{})), 1, ^uintptr(0))
 	fmt.Println(unix.ErrnoName(errno))
 }
 

@@ -430,7 +430,7 @@ func stopInvisibly(t *testing.T, h holder) {
 	tids := make([]int, len(words))
 	for i, w := range words {
 		tids[i], _ = strconv.Atoi(w)
-		waitAsleep(t, pid, tids[i], int(blockingCalls[i].nr()))
+		waitAsleep(t, pid, tids[i], blockingCalls[i].nr())
 	}
 	for round := range 2 {
 		h.freeze(t, pid)
