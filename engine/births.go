@@ -237,7 +237,8 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 
 // bear adds the call with which creator makes x.
 func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Call {
-	args := sys.CloneArgs{}
+	// A stand-in's siblings take over its exit signal. What it sends itself is forgotten (forgetChildren).
+	args := sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}
 	if x.Process != nil {
 		args.ExitSignal = uint64(uint32(x.Process.ExitSignal))
 	}

@@ -322,6 +322,10 @@ func (f *Forest) order() error {
 		seen[b] = true
 		if b.Creator != nil {
 			b.Depth = b.Creator.Depth + 1
+			if b.Sibling && b.Process.ExitSignal != exitSignal(b.Creator) {
+				return object.BadImagef("process %d has the exit signal %d, but the only task that can make it has %d",
+					b.PID, b.Process.ExitSignal, exitSignal(b.Creator))
+			}
 		}
 		f.All = append(f.All, b)
 		queue = append(queue, b.Before...)
@@ -334,6 +338,18 @@ func (f *Forest) order() error {
 	}
 	sort.SliceStable(f.All, func(i, j int) bool { return f.All[i].Depth < f.All[j].Depth })
 	return nil
+}
+
+// exitSignal is what a sibling of b takes over from it.
+func exitSignal(b *Birth) int32 {
+	const sigchld = 17
+	switch {
+	case b.Ghost() || b.Creator == nil:
+		return sigchld
+	case b.Sibling:
+		return exitSignal(b.Creator)
+	}
+	return b.Process.ExitSignal
 }
 
 // Of returns the birth of process pid, nil if there is none.

@@ -76,6 +76,9 @@ func simulate(t *testing.T, f *Forest, init int32) map[int32]*simTask {
 
 func verify(t *testing.T, procs []*Process, init int32) {
 	t.Helper()
+	for _, p := range procs {
+		p.ExitSignal = 17
+	}
 	f, err := PlanForest(procs, nil, init)
 	if err != nil {
 		t.Fatal(err)

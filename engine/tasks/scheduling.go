@@ -50,6 +50,12 @@ func ReadScheduling(tid int, online []byte) (Scheduling, error) {
 		return Scheduling{}, fmt.Errorf("reading scheduling: %w", err)
 	}
 	s := Scheduling{Policy: a.Policy, Flags: a.Flags, Nice: a.Nice, Priority: a.Priority, Runtime: a.Runtime}
+	// sched_getattr(2) tells no nice value of a real-time task, which keeps one for later all the same.
+	raw, err := unix.Getpriority(unix.PRIO_PROCESS, tid)
+	if err != nil {
+		return Scheduling{}, fmt.Errorf("reading nice value: %w", err)
+	}
+	s.Nice = int32(20 - raw)
 	if a.Policy == unix.SCHED_DEADLINE {
 		s.Deadline, s.Period = a.Deadline, a.Period
 	}
@@ -78,6 +84,11 @@ func trim(mask []byte) []byte {
 
 // Apply gives thread tid its scheduling from outside. have is what all tasks of the restore start with.
 func (s *Scheduling) Apply(tid int, have *Scheduling) error {
+	if s.Nice != have.Nice {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, int(s.Nice)); err != nil {
+			return &object.Lacking{What: fmt.Sprintf("setting nice value %d", s.Nice), Err: err, Do: "a lower nice value needs CAP_SYS_NICE"}
+		}
+	}
 	if s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.Priority != have.Priority ||
 		s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin || s.UtilMax != have.UtilMax {
 		a := sys.SchedAttr{Policy: s.Policy, Flags: s.Flags, Nice: s.Nice, Priority: s.Priority,
