@@ -259,7 +259,7 @@ func (c *blockingCall) nr() int {
 func blockSignals(but ...unix.Signal) {
 	var mask unix.Sigset_t
 	for i := range mask.Val {
-		mask.Val[i] = ^uint64(0)
+		mask.Val[i]-- // all bits, whatever the word's size
 	}
 	for _, s := range but {
 		mask.Val[0] &^= 1 << (s - 1)
