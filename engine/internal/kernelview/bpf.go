@@ -19,7 +19,7 @@ type bpfView struct {
 	pidLevel uint64
 
 	ids   map[uint64]ID // by address
-	files map[ID]*openFile
+	files []openFile    // by ID; of kind KindUnknown where it is no file
 
 	baseClocks  map[uint64]Maybe[int32] // clock of an hrtimer base, by its address
 	speculation bool                    // tasks can be given speculation controls on this machine
@@ -47,7 +47,6 @@ func openBPF(o Options) (*bpfView, error) {
 		mem:        mem,
 		clocks:     readClocks(),
 		ids:        make(map[uint64]ID),
-		files:      make(map[ID]*openFile),
 		baseClocks: make(map[uint64]Maybe[int32]),
 	}
 	if err := v.learn(o, base); err != nil {
@@ -120,7 +119,7 @@ func (v *bpfView) use(l *layout, base uint64) error {
 // Close unloads the program.
 func (v *bpfView) Close() error {
 	clear(v.ids)
-	clear(v.files)
+	v.files = nil
 	return v.mem.Close()
 }
 

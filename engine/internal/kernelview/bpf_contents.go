@@ -12,10 +12,10 @@ import (
 
 // content reads what is behind an open file of that kind.
 func (v *bpfView) content(file ID, kind Kind, structure string) ([]byte, uint64, error) {
-	f := v.files[file]
-	if f == nil || f.kind != kind {
+	if file >= ID(len(v.files)) || v.files[file].kind != kind {
 		return nil, 0, fmt.Errorf("reading %s content: %w", kind, ErrKind)
 	}
+	f := &v.files[file]
 	b, err := v.mem.peek(f.private, v.l.span[structure])
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading %s content: %w", kind, err)

@@ -3,6 +3,8 @@ package kernelview
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
+	"maps"
 	"math/bits"
 	"slices"
 
@@ -211,52 +213,66 @@ type fileBlocks struct {
 	pids                                       map[uint64]int
 }
 
+// readFiles reads the files at distinct addresses, in order: IDs then do not
+// depend on the order of a map.
 func (v *bpfView) readFiles(addrs []uint64) (map[uint64]*File, error) {
 	l := v.l
-	blocks, err := v.gatherMap(addrs, l.span["file"])
+	size := l.span["file"]
+	blocks := make([][]byte, len(addrs))
+	arena := make([]byte, len(addrs)*size)
+	err := v.mem.gather(addrs, size, func(i int, b []byte) {
+		if b != nil {
+			blocks[i] = arena[i*size : (i+1)*size : (i+1)*size]
+			copy(blocks[i], b)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	r, err := v.fileBlocks(addrs, blocks)
+	r, err := v.fileBlocks(blocks)
 	if err != nil {
 		return nil, err
 	}
 	files := make(map[uint64]*File, len(blocks))
-	all := make([]File, 0, len(blocks))
-	for _, a := range addrs { // in order: IDs then do not depend on Go's map order
-		b := blocks[a]
+	all := make([]File, len(blocks))
+	for i, b := range blocks {
 		if b == nil {
 			continue
 		}
-		all = append(all, File{ID: v.id(a)})
-		f := &all[len(all)-1]
-		v.file(f, a, b, r)
-		files[a] = f
+		f := &all[i]
+		f.ID = v.id(addrs[i])
+		v.file(f, b, r)
+		files[addrs[i]] = f
 		private, _ := l.uint(b, fFPrivate)
-		v.files[f.ID] = &openFile{kind: f.Kind, private: private}
+		if n := int(f.ID) + 1 - len(v.files); n > 0 {
+			v.files = append(v.files, make([]openFile, n)...)
+		}
+		v.files[f.ID] = openFile{kind: f.Kind, private: private}
 	}
 	return files, nil
 }
 
 // collect gathers what one pointer field of all blocks leads to.
-func (v *bpfView) collect(blocks map[uint64][]byte, f field, size int) (map[uint64][]byte, error) {
+func (v *bpfView) collect(blocks iter.Seq[[]byte], f field, size int) (map[uint64][]byte, error) {
 	if !v.l.has(f) || size == 0 {
 		return nil, nil
 	}
-	addrs := make([]uint64, 0, len(blocks))
-	for _, b := range blocks {
-		if a, ok := v.l.uint(b, f); ok {
+	var addrs []uint64
+	var last uint64
+	for b := range blocks {
+		if a, ok := v.l.uint(b, f); ok && a != last {
 			addrs = append(addrs, a)
+			last = a
 		}
 	}
 	return v.gatherMap(addrs, size)
 }
 
-func (v *bpfView) fileBlocks(addrs []uint64, files map[uint64][]byte) (*fileBlocks, error) {
+func (v *bpfView) fileBlocks(files [][]byte) (*fileBlocks, error) {
 	l := v.l
 	var r fileBlocks
 	var err error
-	collect := func(from map[uint64][]byte, f field, structure string) map[uint64][]byte {
+	collect := func(from iter.Seq[[]byte], f field, structure string) map[uint64][]byte {
 		if err != nil {
 			return nil
 		}
@@ -264,12 +280,12 @@ func (v *bpfView) fileBlocks(addrs []uint64, files map[uint64][]byte) (*fileBloc
 		m, err = v.collect(from, f, l.span[structure])
 		return m
 	}
-	r.ops = collect(files, fFOp, "file_operations")
-	r.inodes = collect(files, fFInode, "inode")
-	r.supers = collect(r.inodes, fISB, "super_block")
-	r.locks = collect(r.inodes, fIFlctx, "file_lock_context")
+	r.ops = collect(slices.Values(files), fFOp, "file_operations")
+	r.inodes = collect(slices.Values(files), fFInode, "inode")
+	r.supers = collect(maps.Values(r.inodes), fISB, "super_block")
+	r.locks = collect(maps.Values(r.inodes), fIFlctx, "file_lock_context")
 	if l.fields[fFOwner].kind == locPointer {
-		r.owners = collect(files, fFOwner, "fown_struct")
+		r.owners = collect(slices.Values(files), fFOwner, "fown_struct")
 	}
 	if err != nil {
 		return nil, err
@@ -287,8 +303,8 @@ func (v *bpfView) fileBlocks(addrs []uint64, files map[uint64][]byte) (*fileBloc
 		}
 	}
 	var pids []uint64
-	for _, a := range addrs {
-		if owner := v.ownerBlock(files[a], &r); owner != nil {
+	for _, b := range files {
+		if owner := v.ownerBlock(b, &r); owner != nil {
 			if pid, ok := l.uint(owner, fOwnPid); ok {
 				pids = append(pids, pid)
 			}
@@ -312,7 +328,7 @@ func (v *bpfView) ownerBlock(b []byte, r *fileBlocks) []byte {
 	return nil
 }
 
-func (v *bpfView) file(f *File, addr uint64, b []byte, r *fileBlocks) {
+func (v *bpfView) file(f *File, b []byte, r *fileBlocks) {
 	l := v.l
 	f.Flags = num[uint32](l, b, fFFlags)
 	f.Flags.V &^= unix.O_CLOEXEC // of the call that opened it, not of the file

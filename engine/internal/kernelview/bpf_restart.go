@@ -16,27 +16,28 @@ const (
 	cpuClockThread = 4
 )
 
-// restarts fills the restart blocks of all threads. The CPU time of a process
-// is computed once for all threads that wait for it.
-func (v *bpfView) restarts(tasks []task, threads []Thread) error {
+// cpuRestarts fills in the time left of sleeps on the CPU time of a process,
+// which is computed once for all threads that wait for it. Such a sleep on a
+// clock of another process stays unknown: its pid is one of the moment of the
+// call.
+func (v *bpfView) cpuRestarts(threads []Thread, links []taskLinks) error {
 	runtimes := make(map[uint64]Maybe[cpuTimes])
-	for i := range tasks {
-		k, t := &tasks[i], &threads[i]
-		t.Restart = v.restart(k.b)
-		r := &t.Restart
-		if r.Kind == RestartNanosleep && r.Clock < 0 && r.Clock>>3 == -1 && r.Clock&cpuClockKind == cpuClockSched && r.Clock&cpuClockThread == 0 {
-			signal, _ := v.l.uint(k.b, fTSignal)
-			times, ok := runtimes[signal]
-			if !ok {
-				var err error
-				if times, err = v.processTimes(signal); err != nil {
-					return err
-				}
-				runtimes[signal] = times
+	for i := range threads {
+		r := &threads[i].Restart
+		const ownProcess = ^0<<3 | cpuClockSched
+		if r.Kind != RestartNanosleep || r.Clock != ownProcess {
+			continue
+		}
+		times, ok := runtimes[links[i].signal]
+		if !ok {
+			var err error
+			if times, err = v.processTimes(links[i].signal); err != nil {
+				return err
 			}
-			if times.Known {
-				r.Left = Is(r.Expires - int64(times.V.runtime))
-			}
+			runtimes[links[i].signal] = times
+		}
+		if times.Known {
+			r.Left = Is(r.Expires - int64(times.V.runtime))
 		}
 	}
 	return nil

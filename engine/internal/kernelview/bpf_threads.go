@@ -7,28 +7,34 @@ import (
 	"crpipe/arch"
 )
 
-// related is what the tasks of one call point to, read all at once.
+// taskLinks is where a task leads to for what is not in itself.
+type taskLinks struct{ signal, cred, ioc, policy, undo, cpus uint64 }
+
+// related is what the tasks of one call lead to, read all at once.
 type related struct {
-	signal, cred, ioc, policy, undo map[uint64][]byte
-	cpumasks                        map[uint64][]byte
-	tgids                           map[uint64]int // numbers of struct pids
+	signal, cred, ioc, policy, undo, cpus map[uint64][]byte
+	tgids                                 map[uint64]int // numbers of struct pids
 }
 
 // Threads is documented with View.
 func (v *bpfView) Threads(tids []int) ([]Thread, error) {
-	tasks, err := v.tasks(tids)
+	threads := make([]Thread, len(tids))
+	links := make([]taskLinks, len(tids))
+	err := v.eachTask(tids, func(i int, b []byte) {
+		threads[i] = Thread{Tid: tids[i]}
+		v.thread(&threads[i], &links[i], b)
+	})
 	if err != nil {
 		return nil, err
 	}
-	r, err := v.related(tasks)
+	r, err := v.related(links)
 	if err != nil {
 		return nil, err
 	}
-	threads := make([]Thread, len(tasks))
-	for i := range tasks {
-		v.thread(&threads[i], &tasks[i], r)
+	for i := range threads {
+		v.relate(&threads[i], &links[i], r)
 	}
-	if err := v.restarts(tasks, threads); err != nil {
+	if err := v.cpuRestarts(threads, links); err != nil {
 		return nil, err
 	}
 	return threads, nil
@@ -43,30 +49,29 @@ func (v *bpfView) pointers(tasks []task, f field) []uint64 {
 	return addrs
 }
 
-func (v *bpfView) related(tasks []task) (*related, error) {
+func (v *bpfView) related(links []taskLinks) (*related, error) {
 	var r related
 	var err error
-	read := func(f field, structure string) map[uint64][]byte {
-		if err != nil || !v.l.has(f) {
+	addrs := make([]uint64, len(links))
+	read := func(of func(*taskLinks) uint64, size int) map[uint64][]byte {
+		if err != nil || size == 0 {
 			return nil
 		}
+		for i := range links {
+			addrs[i] = of(&links[i])
+		}
 		var m map[uint64][]byte
-		m, err = v.gatherMap(v.pointers(tasks, f), v.l.span[structure])
+		m, err = v.gatherMap(addrs, size)
 		return m
 	}
-	r.signal = read(fTSignal, "signal_struct")
-	r.cred = read(fTCred, "cred")
-	r.ioc = read(fTIOContext, "io_context")
-	r.policy = read(fTMempolicy, "mempolicy")
-	r.undo = read(fTUndoList, "sem_undo_list")
+	r.signal = read(func(l *taskLinks) uint64 { return l.signal }, v.l.span["signal_struct"])
+	r.cred = read(func(l *taskLinks) uint64 { return l.cred }, v.l.span["cred"])
+	r.ioc = read(func(l *taskLinks) uint64 { return l.ioc }, v.l.span["io_context"])
+	r.policy = read(func(l *taskLinks) uint64 { return l.policy }, v.l.span["mempolicy"])
+	r.undo = read(func(l *taskLinks) uint64 { return l.undo }, v.l.span["sem_undo_list"])
+	r.cpus = read(func(l *taskLinks) uint64 { return l.cpus }, int(v.l.fields[fTCPUsMask].size))
 	if err != nil {
 		return nil, err
-	}
-	if v.l.has(fTUserCPUs) && v.l.has(fTCPUsMask) {
-		r.cpumasks, err = v.gatherMap(v.pointers(tasks, fTUserCPUs), int(v.l.fields[fTCPUsMask].size))
-		if err != nil {
-			return nil, err
-		}
 	}
 	leaders := make([]uint64, 0, len(r.signal))
 	for _, s := range r.signal {
@@ -85,12 +90,15 @@ func (v *bpfView) leaderPid(signal []byte) uint64 {
 	return binary.NativeEndian.Uint64(pids[pidTypeTgid*8:])
 }
 
-func (v *bpfView) thread(t *Thread, k *task, r *related) {
-	l, b := v.l, k.b
-	t.Tid = k.tid
-	signalAddr, _ := l.uint(b, fTSignal)
-	signal := r.signal[signalAddr]
-	t.Tgid = r.tgids[v.leaderPid(signal)]
+// thread reads what is in the task itself.
+func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
+	l := v.l
+	links.signal, _ = l.uint(b, fTSignal)
+	links.cred, _ = l.uint(b, fTCred)
+	links.ioc, _ = l.uint(b, fTIOContext)
+	links.policy, _ = l.uint(b, fTMempolicy)
+	links.undo, _ = l.uint(b, fTUndoList)
+	links.cpus, _ = l.uint(b, fTUserCPUs)
 
 	t.MM = v.idOf(b, fTMM)
 	t.Files = v.idOf(b, fTFiles)
@@ -99,10 +107,10 @@ func (v *bpfView) thread(t *Thread, k *task, r *related) {
 	t.Signal = v.idOf(b, fTSignal)
 	t.IOContext = v.idOf(b, fTIOContext)
 	t.SysVSem = v.idOf(b, fTUndoList)
-	t.SemUndo = v.semUndo(b, r.undo)
 	t.Cred = v.idOf(b, fTCred)
 
-	t.State = v.threadState(b, signal)
+	t.State = v.threadState(b)
+	t.Restart = v.restart(b)
 	t.ExitSignal = num[int32](l, b, fTExitSignal)
 	t.PdeathSignal = num[int32](l, b, fTPdeath)
 
@@ -134,17 +142,8 @@ func (v *bpfView) thread(t *Thread, k *task, r *related) {
 
 	t.TimerSlack = num[uint64](l, b, fTSlack)
 	t.DefaultTimerSlack = num[uint64](l, b, fTDefaultSlack)
-	if cred, ok := l.uint(b, fTCred); ok {
-		t.Securebits = num[uint32](l, r.cred[cred], fCredSecurebits)
-	}
 	t.NoNewPrivs = bitsSet(l, b, fTAtomicFlags, factNoNewPrivs)
 	t.Personality = num[uint32](l, b, fTPersonality)
-	if ioc, ok := l.uint(b, fTIOContext); ok {
-		t.Ioprio = num[uint16](l, r.ioc[ioc], fIOCIoprio)
-		if ioc == 0 {
-			t.Ioprio = Is(uint16(0))
-		}
-	}
 	set, early := bitsSet(l, b, fTFlags, factMCEProcess), bitsSet(l, b, fTFlags, factMCEEarly)
 	if set.Known && early.Known {
 		t.MCEKill = Is(MCEKill{Set: set.V, Early: set.V && early.V})
@@ -155,26 +154,17 @@ func (v *bpfView) thread(t *Thread, k *task, r *related) {
 	t.TSCFaults = bitsSet(l, b, fTIFlags, factTSCFaults)
 	t.Speculation = v.speculationOf(b)
 	t.SyscallDispatch = v.dispatchOf(b)
-	t.Mempolicy = v.mempolicyOf(b, r.policy)
 
 	t.ResetOnFork = flag(l, b, fTResetOnFork)
 	t.SchedSlice = num[uint64](l, b, fTSlice)
 	t.CustomSlice = flag(l, b, fTCustomSlice)
-	if p, ok := l.uint(b, fTUserCPUs); ok {
-		if p == 0 {
-			t.UserAffinity = Is[[]uint64](nil)
-		} else if mask, ok := r.cpumasks[p]; ok {
-			t.UserAffinity = Is(words(mask))
-		}
-	}
 	v.hardware(t, b)
 }
 
 // semUndo says whether the list of semaphore adjustments has entries. All threads made by pthread_create share one
 // list, nearly always an empty one.
-func (v *bpfView) semUndo(task []byte, lists map[uint64][]byte) Maybe[bool] {
-	addr, ok := v.l.uint(task, fTUndoList)
-	if !ok || !v.l.has(fUndoProc) {
+func (v *bpfView) semUndo(addr uint64, lists map[uint64][]byte) Maybe[bool] {
+	if !v.l.has(fTUndoList) || !v.l.has(fUndoProc) {
 		return Maybe[bool]{}
 	}
 	if addr == 0 {
@@ -185,6 +175,39 @@ func (v *bpfView) semUndo(task []byte, lists map[uint64][]byte) Maybe[bool] {
 		return Maybe[bool]{}
 	}
 	return Is(binary.NativeEndian.Uint64(head) != addr+v.l.off(fUndoProc))
+}
+
+// relate reads what the task leads to.
+func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
+	l := v.l
+	signal := r.signal[links.signal]
+	t.Tgid = r.tgids[v.leaderPid(signal)]
+	t.Securebits = num[uint32](l, r.cred[links.cred], fCredSecurebits)
+	t.Ioprio = num[uint16](l, r.ioc[links.ioc], fIOCIoprio)
+	if links.ioc == 0 && l.has(fTIOContext) {
+		t.Ioprio = Is(uint16(0))
+	}
+	t.SemUndo = v.semUndo(links.undo, r.undo)
+	t.Mempolicy = v.mempolicyOf(links.policy, r.policy)
+	if l.has(fTUserCPUs) {
+		if links.cpus == 0 {
+			t.UserAffinity = Is[[]uint64](nil)
+		} else if mask, ok := r.cpus[links.cpus]; ok {
+			t.UserAffinity = Is(words(mask))
+		}
+	}
+
+	// A stop signal that the task remembers means something only in a stop.
+	s := &t.State
+	s.JobStopped = bitsSet(l, signal, fSFlags, factStopped)
+	switch {
+	case !s.JobStopped.Known:
+		s.StopSignal = Maybe[int32]{}
+	case !s.JobStopped.V:
+		s.StopSignal = Is(int32(0))
+	case s.StopSignal.V == 0:
+		s.StopSignal = Maybe[int32]{}
+	}
 }
 
 // hardware reads what only x86 has. On other machines there is none of it.
@@ -206,10 +229,8 @@ func (v *bpfView) hardware(t *Thread, b []byte) {
 	}
 }
 
-// threadState tells how the thread is stopped. The bits of signal_struct.flags
-// have been the same for as long as they have existed; calibration has looked
-// at the two that say stopped and continued.
-func (v *bpfView) threadState(b, signal []byte) ThreadState {
+// threadState tells how the thread is stopped, except for what relate adds.
+func (v *bpfView) threadState(b []byte) ThreadState {
 	l := v.l
 	var s ThreadState
 	if exit, ok := l.uint(b, fTExitState); ok {
@@ -221,17 +242,9 @@ func (v *bpfView) threadState(b, signal []byte) ThreadState {
 	s.Frozen = flag(l, b, fTFrozen)
 	s.OnCPU = flag(l, b, fTOnCPU)
 	s.VforkChild = flag(l, b, fTVforkDone)
-	s.JobStopped = bitsSet(l, signal, fSFlags, factStopped)
-	if s.JobStopped.Known {
-		// JOBCTL_STOP_SIGMASK: the low 16 bits, stale when nothing is stopped.
-		const stopSignal = 0xffff
-		jobctl, ok := l.uint(b, fTJobctl)
-		switch {
-		case !s.JobStopped.V:
-			s.StopSignal = Is(int32(0))
-		case ok && jobctl&stopSignal != 0:
-			s.StopSignal = Is(int32(jobctl & stopSignal))
-		}
+	if jobctl, ok := l.uint(b, fTJobctl); ok {
+		const stopSignal = 0xffff // JOBCTL_STOP_SIGMASK
+		s.StopSignal = Is(int32(jobctl & stopSignal))
 	}
 	return s
 }
@@ -267,10 +280,9 @@ func (v *bpfView) dispatchOf(b []byte) Maybe[SyscallDispatch] {
 	return Is(SyscallDispatch{On: true, Selector: arch.Addr(sel), Offset: arch.Addr(off), Len: n})
 }
 
-func (v *bpfView) mempolicyOf(b []byte, policies map[uint64][]byte) Maybe[Mempolicy] {
+func (v *bpfView) mempolicyOf(addr uint64, policies map[uint64][]byte) Maybe[Mempolicy] {
 	l := v.l
-	addr, ok := l.uint(b, fTMempolicy)
-	if !ok {
+	if !l.has(fTMempolicy) {
 		return Maybe[Mempolicy]{}
 	}
 	if addr == 0 {
@@ -293,6 +305,10 @@ func (v *bpfView) mempolicyOf(b []byte, policies map[uint64][]byte) Maybe[Mempol
 	m := Mempolicy{Set: true, Mode: uint16(mode), Flags: uint16(flags & userFlags), Nodes: words(nodes), Home: -1}
 	if home.Known {
 		m.Home = home.V
+	}
+	const local = 4 // MPOL_LOCAL takes no nodes; the kernel keeps those of the cpuset there
+	if m.Mode == local {
+		m.Nodes = nil
 	}
 	for len(m.Nodes) > 0 && m.Nodes[len(m.Nodes)-1] == 0 {
 		m.Nodes = m.Nodes[:len(m.Nodes)-1]

@@ -41,7 +41,7 @@ const (
 
 var errCache = errors.New("no valid cache")
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+func sumOf(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // cacheKey names everything a cached layout depends on.
 func cacheKey(buildID []byte) [cacheKeySize]byte {
@@ -88,7 +88,7 @@ func encodeLayout(l *layout, key [cacheKeySize]byte) []byte {
 	for _, x := range l.facts {
 		b = le.AppendUint64(known(b, x.known), x.value)
 	}
-	return le.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return le.AppendUint32(b, sumOf(b))
 }
 
 // decodeLayout accepts only what encodeLayout made for the same key, and only
@@ -99,7 +99,7 @@ func decodeLayout(b []byte, key [cacheKeySize]byte) (*layout, error) {
 		return nil, errCache
 	}
 	body := b[:len(b)-4]
-	if crc32.Checksum(body, castagnoli) != le.Uint32(b[len(body):]) {
+	if sumOf(body) != le.Uint32(b[len(body):]) {
 		return nil, errCache
 	}
 	if !bytes.Equal(body[len(cacheMagic):len(cacheMagic)+cacheKeySize], key[:]) {
@@ -170,8 +170,8 @@ func cacheDir() (string, error) {
 // openCacheDir opens the directory if it belongs to this user and nobody else
 // can write to it: offsets from a stranger would make root read what the
 // stranger wants.
-func openCacheDir(dir string, make bool) (int, error) {
-	if make {
+func openCacheDir(dir string, create bool) (int, error) {
+	if create {
 		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 			return -1, err
 		}

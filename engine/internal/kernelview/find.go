@@ -3,6 +3,7 @@ package kernelview
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -164,37 +165,30 @@ func (v *bpfView) pidsOf(tids []int) ([]uint64, error) {
 	return entries, nil
 }
 
-// A task is one thread's task_struct, read whole as far as it is needed.
-type task struct {
-	tid  int
-	addr uint64
-	pid  uint64 // its struct pid
-	b    []byte
-}
-
-// tasks reads the task_struct of every thread.
-func (v *bpfView) tasks(tids []int) ([]task, error) {
-	found, missing, err := v.findTasks(tids)
+// eachTask reads the task_struct of every thread and calls fn for each, in no
+// particular order and possibly twice, with what it has read: valid until fn
+// returns, and fn must not read more.
+func (v *bpfView) eachTask(tids []int, fn func(i int, b []byte)) error {
+	missing, err := v.findTasks(tids, fn)
 	if err == nil && len(missing) > 0 {
 		// The tree may have been rebuilt under the walk by somebody else's fork. What
 		// is missing a second time is not there.
-		found, missing, err = v.findTasks(tids)
+		missing, err = v.findTasks(tids, fn)
 	}
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("finding thread %d in the kernel: %w", missing[0], unix.ESRCH)
+	}
+	return nil
+}
+
+func (v *bpfView) findTasks(tids []int, fn func(i int, b []byte)) (missing []int, err error) {
+	pids, err := v.pidsOf(tids)
 	if err != nil {
 		return nil, err
 	}
-	if len(missing) > 0 {
-		return nil, fmt.Errorf("finding thread %d in the kernel: %w", missing[0], unix.ESRCH)
-	}
-	return found, nil
-}
-
-func (v *bpfView) findTasks(tids []int) (found []task, missing []int, err error) {
-	pids, err := v.pidsOf(tids)
-	if err != nil {
-		return nil, nil, err
-	}
-	found = make([]task, len(tids))
 	addrs := make([]uint64, len(tids))
 	err = v.mem.gather(pids, v.pidSize(), func(i int, b []byte) {
 		if b != nil && v.number(b) == tids[i] {
@@ -202,24 +196,31 @@ func (v *bpfView) findTasks(tids []int) (found []task, missing []int, err error)
 		}
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	size := v.l.span["task_struct"]
-	arena := make([]byte, len(tids)*size)
-	err = v.mem.gather(addrs, size, func(i int, b []byte) {
-		own, ok := v.l.uint(b, fTThreadPid)
-		if !ok || own != pids[i] {
+	err = v.mem.gather(addrs, v.l.span["task_struct"], func(i int, b []byte) {
+		if own, ok := v.l.uint(b, fTThreadPid); !ok || own != pids[i] {
 			missing = append(missing, tids[i])
 			return
 		}
-		mine := arena[i*size : (i+1)*size : (i+1)*size]
-		copy(mine, b)
-		found[i] = task{tid: tids[i], addr: addrs[i], pid: pids[i], b: mine}
+		fn(i, b)
 	})
-	if err != nil {
-		return nil, nil, err
-	}
-	return found, missing, nil
+	return missing, err
+}
+
+// A task is one thread's task_struct, as far as it is needed.
+type task struct {
+	tid int
+	b   []byte
+}
+
+// tasks reads the task_struct of every thread and keeps them.
+func (v *bpfView) tasks(tids []int) ([]task, error) {
+	found := make([]task, len(tids))
+	err := v.eachTask(tids, func(i int, b []byte) {
+		found[i] = task{tid: tids[i], b: slices.Clone(b)}
+	})
+	return found, err
 }
 
 // numbers reads the numbers that struct pids have in the caller's namespace,

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"syscall"
@@ -61,7 +62,14 @@ func startHelper() (*helper, error) {
 		_ = unix.Close(pair[0]) // the first failure is what matters
 		return nil, fmt.Errorf("starting a helper process: %w", err)
 	}
-	return &helper{process: p, socket: pair[0]}, nil
+	h := &helper{process: p, socket: pair[0]}
+	// It must not keep open what this process has inherited and does not know of:
+	// the end of somebody's pipe, say.
+	if _, err := h.call(unix.SYS_CLOSE_RANGE, 2, math.MaxUint32, 0); err != nil {
+		h.close()
+		return nil, fmt.Errorf("starting a helper process: %w", err)
+	}
+	return h, nil
 }
 
 func (h *helper) pid() int { return h.process.Pid }
