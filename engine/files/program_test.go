@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "family": familyProgram, "idle": func() error { return nil },
 	})
 }
 
@@ -274,4 +274,34 @@ func threadsProgram() error {
 		select {}
 	}()
 	return <-done
+}
+
+// terminalProgram has a controlling terminal as stderr, once more at 20, and as /dev/tty at 21.
+func terminalProgram() error {
+	a := &at{}
+	a.open(2, os.Getenv("TTY"), unix.O_RDWR) // a session leader without a terminal gets it
+	a.open(20, os.Getenv("TTY"), unix.O_RDWR)
+	a.open(21, "/dev/tty", unix.O_RDWR)
+	return a.err
+}
+
+// familyProgram has two children: the first shares its descriptor table and directories, the second has copies.
+func familyProgram() error {
+	a := &at{}
+	a.pipe(20, 21, 0)
+	a.open(22, "/dev/null", unix.O_RDONLY)
+	for _, flags := range []uintptr{unix.CLONE_FILES | unix.CLONE_FS, 0} {
+		pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		if pid == 0 { // only raw calls from here on: the other threads of the runtime are not here
+			unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
+			for {
+				unix.RawSyscall(unix.SYS_SELECT, 0, 0, 0)
+			}
+		}
+	}
+	a.open(23, "/dev/zero", unix.O_RDONLY) // the second child does not have it
+	return a.err
 }

@@ -146,3 +146,14 @@ func Dup3To(fd, to int) error {
 	}
 	return unix.Close(fd)
 }
+
+// NewBatch returns an empty batch, for no task to run.
+func (r *Restored) NewBatch(t testing.TB) *tracee.Batch {
+	t.Helper()
+	arena, err := tracee.NewArena(r.Arch, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = arena.Close() }) // memory of ours only
+	return arena.NewBatch()
+}
