@@ -12,7 +12,8 @@ var amd64 = &Arch{
 	PageSizes: []int{4096},
 	TaskSize:  0x7ffffffff000, // TASK_SIZE_MAX with 4-level paging; mmap goes above it only when an address there is asked for
 
-	// The order matters at restore only in that both come after every system call. NT_PRFPREG is part of the xsave area.
+	// The order matters at restore only in that both come after every system call. NT_PRFPREG is
+	// part of the xsave area.
 	Regsets: []Regset{
 		{Name: "prstatus", Note: NTPRStatus, Size: amd64PRStatusSize},
 		{Name: "xstate", Note: NTX86XState},

@@ -2,8 +2,9 @@ package arch
 
 import "encoding/binary"
 
-// amd64Routine is the routine that routine.go specifies. rbx: count, rbp: index, r12: entry, r13: its flags; a system call
-// changes only rax, rcx and r11. After each instruction: its offset, and the assembly in the syntax of as(1). The test assembles and compares it.
+// amd64Routine is the routine that routine.go specifies. rbx: count, rbp: index, r12: entry, r13:
+// its flags; a system call changes only rax, rcx and r11. After each instruction: its offset, and
+// the assembly in the syntax of as(1). The test assembles and compares it.
 var amd64Routine = &Routine{
 	Code:    amd64RoutineCode,
 	Entry:   0x00,
@@ -82,12 +83,12 @@ var amd64StubCode = []byte{
 	0xeb, 0xf7, // 07  jmp stub
 }
 
-// amd64StubBase is where the stub's only page is: low, where neither programs nor mmap put anything by themselves, and above
-// vm.mmap_min_addr's usual 65536.
+// amd64StubBase is where the stub's only page is: low, where neither programs nor mmap put anything
+// by themselves, and above vm.mmap_min_addr's usual 65536.
 const amd64StubBase = 0x20000
 
-// amd64Stub builds a static executable of one loadable segment that holds its own headers and the code. The PT_GNU_STACK header
-// keeps the stack from being executable.
+// amd64Stub builds a static executable of one loadable segment that holds its own headers and the
+// code. The PT_GNU_STACK header keeps the stack from being executable.
 func amd64Stub() Stub {
 	const (
 		ehdr, phdr = 64, 56

@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// The frame that the kernel builds before a handler runs and that rt_sigreturn(2) reads (struct rt_sigframe in arch/x86/include/asm/sigframe.h,
-// struct ucontext, struct sigcontext_64).
+// The frame that the kernel builds before a handler runs and that rt_sigreturn(2) reads (struct
+// rt_sigframe in arch/x86/include/asm/sigframe.h, struct ucontext, struct sigcontext_64).
 const (
 	amd64FrameUC      = 8 // after the handler's return address
 	amd64UCFlags      = amd64FrameUC
@@ -32,14 +32,16 @@ var amd64ContextRegs = [18]int{
 	amd64RDI, amd64RSI, amd64RBP, amd64RBX, amd64RDX, amd64RAX, amd64RCX, amd64RSP, amd64RIP, amd64EFlags,
 }
 
-// amd64SigFrame builds the frame for address at. The segment bases are not part of a frame: the code that runs in between must leave
-// them alone. Callee of the result: rsp := SP, then rt_sigreturn.
+// amd64SigFrame builds the frame for address at. The segment bases are not part of a frame: the
+// code that runs in between must leave them alone. Callee of the result: rsp := SP, then
+// rt_sigreturn.
 func amd64SigFrame(at Addr, c SigContext) (*SigFrame, error) {
 	if len(c.PRStatus) != amd64PRStatusSize {
 		return nil, fmt.Errorf("general registers of %d bytes, amd64 has %d", len(c.PRStatus), amd64PRStatusSize)
 	}
 	le := binary.LittleEndian
-	// The floating point area comes first and is aligned to 64 bytes, as xrstor wants it; the frame proper follows.
+	// The floating point area comes first and is aligned to 64 bytes, as xrstor wants it; the frame
+	// proper follows.
 	start := (at + 63) &^ 63
 	pad := int(start - at)
 	fpLen := 0
@@ -79,6 +81,7 @@ func amd64SigFrame(at Addr, c SigContext) (*SigFrame, error) {
 		le.PutUint16(frame[amd64ContextSegs+2*i:], uint16(amd64Words.get(c.PRStatus, r)))
 	}
 	le.PutUint64(frame[amd64UCMask:], c.Mask)
-	// rt_sigreturn takes the frame to begin one word below the stack pointer, where the handler's return address was.
+	// rt_sigreturn takes the frame to begin one word below the stack pointer, where the handler's
+	// return address was.
 	return &SigFrame{Bytes: b, SP: start + Addr(fpLen) + 8}, nil
 }

@@ -13,7 +13,8 @@ type Addr uint64
 // String prints an address as the kernel does in /proc/PID/maps, with 0x before it.
 func (a Addr) String() string { return fmt.Sprintf("%#x", uint64(a)) }
 
-// ErrUnsupported is what Native's error and Arch.Run are: this build cannot checkpoint or restart on that architecture.
+// ErrUnsupported is what Native's error and Arch.Run are: this build cannot checkpoint or restart
+// on that architecture.
 var ErrUnsupported = errors.New("not supported by this build")
 
 // A Regset is one block of registers as PTRACE_GETREGSET and PTRACE_SETREGSET move it.
@@ -49,8 +50,9 @@ const (
 	NTARMPACMask     = 0x406
 )
 
-// Arch describes one architecture. Functions take the raw bytes of NT_PRSTATUS (struct user_regs_struct or its like), which
-// CheckPRStatus has accepted; those that an architecture cannot answer from these bytes alone are nil.
+// Arch describes one architecture. Functions take the raw bytes of NT_PRSTATUS (struct
+// user_regs_struct or its like), which CheckPRStatus has accepted; those that an architecture
+// cannot answer from these bytes alone are nil.
 type Arch struct {
 	Name      string // as in a stream's header: "amd64", "386", "arm64", "s390x", "ppc64le"
 	Machine   string // uname -m
@@ -74,13 +76,14 @@ type Arch struct {
 	SetSP     func(regs []byte, sp Addr)
 	Result    func(regs []byte) int64         // the register of a system call's result, sign-extended
 	SetResult func(regs []byte, result int64) //
-	// SyscallNr returns the number of the system call that the task is in: one that was interrupted, or at a syscall stop. It is false for a
-	// task that was stopped in user mode or whose call the kernel has done with.
+	// SyscallNr returns the number of the system call that the task is in: one that was
+	// interrupted, or at a syscall stop. It is false for a task that was stopped in user mode or
+	// whose call the kernel has done with.
 	SyscallNr func(regs []byte) (nr int, ok bool)
 	// SyscallArg returns argument i (0..5) of the call that the task is in.
 	SyscallArg func(regs []byte, i int) uint64
-	// ClearSyscall marks the task as in no system call, so that the kernel will not restart one: needed before the program counter is
-	// redirected.
+	// ClearSyscall marks the task as in no system call, so that the kernel will not restart one:
+	// needed before the program counter is redirected.
 	ClearSyscall func(regs []byte)
 	// RewindSyscall makes the registers those just before the system call instruction of call nr.
 	RewindSyscall func(regs []byte, nr int)
@@ -97,13 +100,15 @@ type Arch struct {
 	VDSO VDSO
 	// SigFrame builds what rt_sigreturn takes; nil where Run is not nil.
 	SigFrame func(at Addr, c SigContext) (*SigFrame, error)
-	// FitXState makes the register blob of a Regset whose size depends on the machine fit this one; nil where there is none.
+	// FitXState makes the register blob of a Regset whose size depends on the machine fit this one;
+	// nil where there is none.
 	FitXState func(blob, native []byte) ([]byte, error)
 
 	// Compat describes the 32-bit tasks that this architecture's kernel runs too; nil for none.
 	Compat *Arch
 
-	// Run is nil where this build can dump and restore tasks of this architecture on such a machine, else it says why not.
+	// Run is nil where this build can dump and restore tasks of this architecture on such a
+	// machine, else it says why not.
 	Run error
 }
 
@@ -119,8 +124,8 @@ func For(name string) (*Arch, error) {
 	return nil, fmt.Errorf("architecture %q: %w", name, ErrUnsupported)
 }
 
-// Native returns the architecture that this program was built for, and an error that is ErrUnsupported when tasks cannot be
-// dumped and restored there.
+// Native returns the architecture that this program was built for, and an error that is
+// ErrUnsupported when tasks cannot be dumped and restored there.
 func Native() (*Arch, error) {
 	a, err := For(runtime.GOARCH)
 	if err != nil {
@@ -144,8 +149,8 @@ func (a *Arch) CheckPRStatus(regs []byte) error {
 	return nil
 }
 
-// ForPRStatus returns the architecture, a itself or its 32-bit companion, whose NT_PRSTATUS has this length: the kernel
-// gives a task's registers in the view of the mode that it runs in.
+// ForPRStatus returns the architecture, a itself or its 32-bit companion, whose NT_PRSTATUS has
+// this length: the kernel gives a task's registers in the view of the mode that it runs in.
 func (a *Arch) ForPRStatus(size int) (*Arch, error) {
 	for _, v := range []*Arch{a, a.Compat} {
 		if v != nil && v.PRStatusSize == size {

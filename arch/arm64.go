@@ -12,8 +12,9 @@ const (
 
 var arm64Words = words{binary.LittleEndian, 8}
 
-// arm64 is 64-bit ARM, little-endian. Which call a task is in is in a register set of its own (NT_ARM_SYSTEM_CALL), and the first argument of an
-// interrupted call in none, hence no accessors for calls.
+// arm64 is 64-bit ARM, little-endian. Which call a task is in is in a register set of its own
+// (NT_ARM_SYSTEM_CALL), and the first argument of an interrupted call in none, hence no accessors
+// for calls.
 var arm64 = &Arch{
 	Name:      "arm64",
 	Machine:   "aarch64",

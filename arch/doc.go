@@ -1,14 +1,16 @@
-// Package arch describes processor architectures: register sets, the system call ABI, the code that runs inside a task, and what the
-// kernel does with an interrupted system call. There is one value of type [Arch] per architecture. It is chosen by the name in a
-// stream's header, never by runtime.GOARCH, so any host can look at any image; only [Native] asks what this machine is.
+// Package arch describes processor architectures: register sets, the system call ABI, the code that
+// runs inside a task, and what the kernel does with an interrupted system call. There is one value
+// of type [Arch] per architecture. It is chosen by the name in a stream's header, never by
+// runtime.GOARCH, so any host can look at any image; only [Native] asks what this machine is.
 //
-// The package is pure: no system call, no unsafe, any GOOS. Everything works on bytes that somebody else read or will write, and those
-// bytes may come from a hostile stream. A blob is therefore checked once with [Arch.CheckPRStatus], and every accessor after that may rely on
-// its length.
+// The package is pure: no system call, no unsafe, any GOOS. Everything works on bytes that somebody
+// else read or will write, and those bytes may come from a hostile stream. A blob is therefore
+// checked once with [Arch.CheckPRStatus], and every accessor after that may rely on its length.
 //
 // # Porting
 //
-// A port is one value beside amd64's, in files that begin with its name (arm64_regs.go, not regs_arm64.go, which other hosts would not compile):
+// A port is one value beside amd64's, in files that begin with its name (arm64_regs.go, not
+// regs_arm64.go, which other hosts would not compile):
 //
 //  1. The register sets in the order in which they are saved, NT_PRSTATUS first, and the accessors on it.
 //  2. The system call numbers (NAME_sysnum.go).

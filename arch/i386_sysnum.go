@@ -1,6 +1,7 @@
 package arch
 
-// The numbers are those of the kernel's system call table for this architecture, as golang.org/x/sys v0.49.0 lists them.
+// The numbers are those of the kernel's system call table for this architecture, as
+// golang.org/x/sys v0.49.0 lists them.
 
 var x86Syscalls = Syscalls{
 	Read:                 3,

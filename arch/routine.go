@@ -1,7 +1,8 @@
 package arch
 
-// The table of calls that a routine executes, one a task, in a slot of the arena. All words have 64 bits and the task's own byte order.
-// The routine begins with its stack pointer (on amd64 rsp) at the slot's first byte:
+// The table of calls that a routine executes, one a task, in a slot of the arena. All words have 64
+// bits and the task's own byte order. The routine begins with its stack pointer (on amd64 rsp) at
+// the slot's first byte:
 //
 //	slot + 0   count   how many entries to execute
 //	     + 8   done    entries finished; the index of the entry that is being executed or that stopped the batch
@@ -14,13 +15,15 @@ package arch
 //	      + 64 expect  with FlagExpect: the only result that counts as success
 //	      + 72 result
 //
-// An argument whose flag bit (1 << i) is set is not the value itself but the offset, within the slot, of the word that holds it: the result of an
-// earlier entry, or anything that an earlier call wrote into the slot.
+// An argument whose flag bit (1 << i) is set is not the value itself but the offset, within the
+// slot, of the word that holds it: the result of an earlier entry, or anything that an earlier call
+// wrote into the slot.
 //
-// The batch stops before its end at an entry whose result is an error (-4095..-1) or differs from expect, unless it has FlagIgnore. Then the
-// routine sets status and stops by a breakpoint, which the tracer sees as a SIGTRAP. Continued, it starts over with the same slot. After an
-// entry with FlagClone a task that sees result 0 is the child: its stack pointer is its own slot already (clone_args.stack), and it
-// starts over too.
+// The batch stops before its end at an entry whose result is an error (-4095..-1) or differs from
+// expect, unless it has FlagIgnore. Then the routine sets status and stops by a breakpoint, which
+// the tracer sees as a SIGTRAP. Continued, it starts over with the same slot. After an entry with
+// FlagClone a task that sees result 0 is the child: its stack pointer is its own slot already
+// (clone_args.stack), and it starts over too.
 const (
 	SlotCount   = 0
 	SlotDone    = 8

@@ -2,7 +2,8 @@ package arch
 
 import "encoding/binary"
 
-// NT_PRSTATUS of s390x (s390_regs): the psw's mask and address, 16 general registers, 16 access registers of 4 bytes, orig_gpr2.
+// NT_PRSTATUS of s390x (s390_regs): the psw's mask and address, 16 general registers, 16 access
+// registers of 4 bytes, orig_gpr2.
 const (
 	s390xPSWAddr      = 1
 	s390xGPR0         = 2
@@ -11,8 +12,8 @@ const (
 
 var s390xWords = words{binary.BigEndian, 8}
 
-// s390x is IBM Z. Which call a task is in is in a register set of its own (NT_S390_SYSTEM_CALL), and its number may be part of the
-// instruction, hence no accessors for calls.
+// s390x is IBM Z. Which call a task is in is in a register set of its own (NT_S390_SYSTEM_CALL),
+// and its number may be part of the instruction, hence no accessors for calls.
 var s390x = &Arch{
 	Name:      "s390x",
 	Machine:   "s390x",

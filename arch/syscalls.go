@@ -5,8 +5,9 @@ import "strconv"
 // NoSyscall is the number of a system call that an architecture does not have.
 const NoSyscall = -1
 
-// Syscalls holds the numbers, on one architecture, of the system calls that the engine issues in a task or recognises there. A
-// call that the architecture lacks is NoSyscall. The names are the kernel's, in Go's spelling.
+// Syscalls holds the numbers, on one architecture, of the system calls that the engine issues in a
+// task or recognises there. A call that the architecture lacks is NoSyscall. The names are the
+// kernel's, in Go's spelling.
 type Syscalls struct {
 	Read, Write, Openat, Close, CloseRange, Dup, Dup3, Fcntl, Ioctl, Lseek, Pread64, Pwrite64, Readv     int
 	Writev, Pipe2, Socket, Socketpair, Sendmsg, Recvmsg, Mmap, Mmap2, Munmap, Mremap, Mprotect           int
@@ -37,7 +38,8 @@ type Syscalls struct {
 	Ftruncate64, Iopl, Ioperm, Getcpu, Sysinfo, Times, Getrusage, Getrandom                              int
 }
 
-// SyscallName returns the kernel's name of a system call, or "system call N" for a number that this build does not know.
+// SyscallName returns the kernel's name of a system call, or "system call N" for a number that this
+// build does not know.
 func (a *Arch) SyscallName(nr int) string {
 	if nr >= 0 && nr < len(a.sysNames) && a.sysNames[nr] != "" {
 		return a.sysNames[nr]

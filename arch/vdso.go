@@ -9,13 +9,15 @@ import (
 
 // VDSO says how an architecture's kernel shows the code and data that it maps into every process.
 type VDSO struct {
-	// Parts are the names in /proc/PID/maps in ascending address order; those that a kernel lacks are absent there. They are
-	// moved together, with their distances kept: code that has lost its data crashes.
+	// Parts are the names in /proc/PID/maps in ascending address order; those that a kernel lacks
+	// are absent there. They are moved together, with their distances kept: code that has lost its
+	// data crashes.
 	Parts []string
 	// Code is the name of the part with the code.
 	Code string
-	// MapOption is the arch_prctl option that maps all parts at a given address (a hint: when that is taken the kernel picks another) and
-	// returns the size of the code part, or 0 for none. It is EEXIST while any part is still mapped.
+	// MapOption is the arch_prctl option that maps all parts at a given address (a hint: when that
+	// is taken the kernel picks another) and returns the size of the code part, or 0 for none. It
+	// is EEXIST while any part is still mapped.
 	MapOption int
 }
 
@@ -29,10 +31,11 @@ func (v VDSO) IsPart(name string) bool {
 	return false
 }
 
-// VDSOEqual says whether the code parts of two kernels, whole mappings as read from memory, are laid out alike: the same size and the same
-// symbols, versions aside, at the same offsets. A process that holds pointers into one can then run on the other. It compares layout, not code: the
-// same source built twice may differ in a byte that does not matter, while return addresses into the code do not occur in a task that was
-// stopped outside of it.
+// VDSOEqual says whether the code parts of two kernels, whole mappings as read from memory, are
+// laid out alike: the same size and the same symbols, versions aside, at the same offsets. A
+// process that holds pointers into one can then run on the other. It compares layout, not code: the
+// same source built twice may differ in a byte that does not matter, while return addresses into
+// the code do not occur in a task that was stopped outside of it.
 func VDSOEqual(a, b []byte) bool {
 	if len(a) != len(b) {
 		return false

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// NT_X86_XSTATE is an xsave area in the standard, non-compacted form (Intel SDM volume 1, 13.4), of the processor's size. The kernel writes into
-// its software-reserved bytes the mask of the features that it has enabled (struct xregs_state in asm/fpu/types.h).
+// NT_X86_XSTATE is an xsave area in the standard, non-compacted form (Intel SDM volume 1, 13.4), of
+// the processor's size. The kernel writes into its software-reserved bytes the mask of the features
+// that it has enabled (struct xregs_state in asm/fpu/types.h).
 const (
 	xstateEnabled = 464 // xfeatures of the machine, in fxsave's sw_reserved
 	xstateBV      = 512 // features that are not in their initial state
@@ -20,8 +21,9 @@ const (
 	xfeatureLegacy = xfeatureFP | xfeatureSSE
 )
 
-// xfeatures are the extended features in the order of their bits: where Intel's processors keep each in the standard form, and its
-// size. AMD's leave no gap for a feature that they lack, so that there only the sizes hold.
+// xfeatures are the extended features in the order of their bits: where Intel's processors keep
+// each in the standard form, and its size. AMD's leave no gap for a feature that they lack, so that
+// there only the sizes hold.
 var xfeatures = []struct {
 	bit    int
 	name   string
@@ -47,7 +49,8 @@ type X86XState struct {
 	Size    int
 }
 
-// ParseX86XState reads the masks of a blob and checks it: at least a header, the standard form, nothing in use that was not enabled.
+// ParseX86XState reads the masks of a blob and checks it: at least a header, the standard form,
+// nothing in use that was not enabled.
 func ParseX86XState(blob []byte) (X86XState, error) {
 	if len(blob) < xstateLegacy {
 		return X86XState{}, fmt.Errorf("xsave area of %d bytes, at least %d are needed", len(blob), xstateLegacy)
@@ -68,8 +71,9 @@ func ParseX86XState(blob []byte) (X86XState, error) {
 	return x, nil
 }
 
-// FitX86XState turns a blob into one that PTRACE_SETREGSET accepts on this machine, of which native is a blob of any task: as long as that, each feature
-// where this processor has it, what is absent zero. It is an error, naming the features, when the blob has in use what this machine lacks.
+// FitX86XState turns a blob into one that PTRACE_SETREGSET accepts on this machine, of which native
+// is a blob of any task: as long as that, each feature where this processor has it, what is absent
+// zero. It is an error, naming the features, when the blob has in use what this machine lacks.
 func FitX86XState(blob, native []byte) ([]byte, error) {
 	from, err := ParseX86XState(blob)
 	if err != nil {
@@ -110,8 +114,8 @@ func FitX86XState(blob, native []byte) ([]byte, error) {
 	return out, nil
 }
 
-// xstateLayout returns the offset of each of xfeatures. Two rules exist, and which one a processor follows shows in the
-// whole's size; a size that fits neither is an error.
+// xstateLayout returns the offset of each of xfeatures. Two rules exist, and which one a processor
+// follows shows in the whole's size; a size that fits neither is an error.
 func xstateLayout(x X86XState) ([]int, error) {
 	fixed := make([]int, len(xfeatures))
 	packed := make([]int, len(xfeatures))

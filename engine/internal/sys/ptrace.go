@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The functions named Ptrace* are one request of ptrace(2) each. All but PtraceSeize must be called on the operating system
-// thread that seized the task, while the task is in a ptrace-stop (PtraceInterrupt excepted); otherwise they are ESRCH.
+// The functions named Ptrace* are one request of ptrace(2) each. All but PtraceSeize must be called
+// on the operating system thread that seized the task, while the task is in a ptrace-stop
+// (PtraceInterrupt excepted); otherwise they are ESRCH.
 
 // Options of PtraceSeize and PtraceSetOptions, PTRACE_O_* of ptrace(2).
 const (
@@ -43,8 +44,8 @@ func (w WaitStatus) Signal() unix.Signal { return unix.Signal(w>>8) & 0x7f }
 // Event is the PTRACE_EVENT_* of a stop, 0 for none.
 func (w WaitStatus) Event() int { return int(w >> 16) }
 
-// EventStop says that this is a PTRACE_EVENT_STOP: an answer to PtraceInterrupt, a new task's first stop (Signal is SIGTRAP), or a
-// group-stop (see GroupStop).
+// EventStop says that this is a PTRACE_EVENT_STOP: an answer to PtraceInterrupt, a new task's first
+// stop (Signal is SIGTRAP), or a group-stop (see GroupStop).
 func (w WaitStatus) EventStop() bool { return w.Stopped() && w.Event() == unix.PTRACE_EVENT_STOP }
 
 // GroupStop says that the stop shows a job control stop of the task's process; Signal is the stop signal.
@@ -55,8 +56,8 @@ func (w WaitStatus) SyscallStop() bool {
 	return w.Stopped() && w.Event() == 0 && unix.Signal(w>>8)&0xff == unix.SIGTRAP|0x80
 }
 
-// SignalStop says that the task is about to take Signal: a signal-delivery-stop. The signal is lost unless it is given to the
-// request that continues the task.
+// SignalStop says that the task is about to take Signal: a signal-delivery-stop. The signal is lost
+// unless it is given to the request that continues the task.
 func (w WaitStatus) SignalStop() bool { return w.Stopped() && w.Event() == 0 && !w.SyscallStop() }
 
 // String describes the status, e.g. "stopped by SIGTRAP, event 128".
@@ -82,8 +83,8 @@ func SignalName(s unix.Signal) string {
 	return fmt.Sprintf("signal %d", int(s))
 }
 
-// Wait is wait4(2) with __WALL for one task, which must be a tracee or child of the calling thread's process. With WNOHANG in
-// options and nothing to report tid is 0. EINTR is retried.
+// Wait is wait4(2) with __WALL for one task, which must be a tracee or child of the calling
+// thread's process. With WNOHANG in options and nothing to report tid is 0. EINTR is retried.
 func Wait(pid, options int) (tid int, status WaitStatus, err error) {
 	if err := checkPID(pid); err != nil {
 		return 0, 0, err
@@ -91,8 +92,8 @@ func Wait(pid, options int) (tid int, status WaitStatus, err error) {
 	return wait(pid, options|unix.WALL)
 }
 
-// WaitAny is wait4(2) for any tracee or child of the calling thread, not of the other threads of this process (__WNOTHREAD): it never
-// takes what os/exec waits for on another thread.
+// WaitAny is wait4(2) for any tracee or child of the calling thread, not of the other threads of
+// this process (__WNOTHREAD): it never takes what os/exec waits for on another thread.
 func WaitAny(options int) (tid int, status WaitStatus, err error) {
 	return wait(-1, options|unix.WALL|unix.WNOTHREAD)
 }
@@ -113,7 +114,8 @@ func PtraceSeize(tid, options int) error {
 	return ptrace(unix.PTRACE_SEIZE, tid, 0, uintptr(options))
 }
 
-// PtraceInterrupt asks for a stop (PTRACE_INTERRUPT). The kernel forgets the request when the task stops for another reason first.
+// PtraceInterrupt asks for a stop (PTRACE_INTERRUPT). The kernel forgets the request when the task
+// stops for another reason first.
 func PtraceInterrupt(tid int) error { return ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0) }
 
 // PtraceCont continues a task, which takes sig first if it is not 0 (PTRACE_CONT).
@@ -134,7 +136,8 @@ func PtraceStep(tid int, sig unix.Signal) error {
 // PtraceListen lets a task in group-stop be stopped as if untraced, and report what ends that (PTRACE_LISTEN).
 func PtraceListen(tid int) error { return ptrace(unix.PTRACE_LISTEN, tid, 0, 0) }
 
-// PtraceDetach lets a task go, with sig delivered if it is in a signal-delivery-stop or a syscall stop (PTRACE_DETACH).
+// PtraceDetach lets a task go, with sig delivered if it is in a signal-delivery-stop or a syscall
+// stop (PTRACE_DETACH).
 func PtraceDetach(tid int, sig unix.Signal) error {
 	return ptrace(unix.PTRACE_DETACH, tid, 0, uintptr(sig))
 }

@@ -49,7 +49,8 @@ func TestWaitStatus(t *testing.T) {
 	}
 }
 
-// stopped starts a sleeping child and seizes and stops it; the test's goroutine is on the tracing thread from then on.
+// stopped starts a sleeping child and seizes and stops it; the test's goroutine is on the tracing
+// thread from then on.
 func stopped(t *testing.T) int {
 	t.Helper()
 	runtime.LockOSThread()

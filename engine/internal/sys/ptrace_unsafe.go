@@ -40,8 +40,9 @@ func ptraceWord(request, tid int, addr uintptr, v *uintptr) error {
 	return err
 }
 
-// PtraceGetRegset reads a register set (PTRACE_GETREGSET, NT_* of linux/elf.h) into buf and returns its length; a longer one is cut off
-// silently, so that a full buf means that it was too short. ENODEV or EINVAL: the task or this machine does not have it.
+// PtraceGetRegset reads a register set (PTRACE_GETREGSET, NT_* of linux/elf.h) into buf and returns
+// its length; a longer one is cut off silently, so that a full buf means that it was too short.
+// ENODEV or EINVAL: the task or this machine does not have it.
 func PtraceGetRegset(tid int, note uint32, buf []byte) (int, error) {
 	iov := unix.Iovec{Base: unsafe.SliceData(buf)}
 	iov.SetLen(len(buf))
@@ -59,8 +60,8 @@ func PtraceSetRegset(tid int, note uint32, buf []byte) error {
 	return err
 }
 
-// PtraceGetSigmask returns the mask of blocked signals, bit 0 = signal 1 (PTRACE_GETSIGMASK): where a system call has swapped the
-// mask for its duration, the one that comes back after it.
+// PtraceGetSigmask returns the mask of blocked signals, bit 0 = signal 1 (PTRACE_GETSIGMASK): where
+// a system call has swapped the mask for its duration, the one that comes back after it.
 func PtraceGetSigmask(tid int) (uint64, error) {
 	var m uint64
 	_, err := ptracePtr(unix.PTRACE_GETSIGMASK, tid, 8, unsafe.Pointer(&m))
@@ -79,8 +80,9 @@ func PtraceGetSiginfo(tid int) (info [SizeofSiginfo]byte, err error) {
 	return info, err
 }
 
-// PtracePeekSiginfo returns all queued signals, in order, of a thread or (shared) of its process, without taking them (PTRACE_PEEKSIGINFO).
-// A signal for which the kernel had no room to queue a siginfo is not among them; /proc/TID/status still shows its bit.
+// PtracePeekSiginfo returns all queued signals, in order, of a thread or (shared) of its process,
+// without taking them (PTRACE_PEEKSIGINFO). A signal for which the kernel had no room to queue a
+// siginfo is not among them; /proc/TID/status still shows its bit.
 func PtracePeekSiginfo(tid int, shared bool) ([][SizeofSiginfo]byte, error) {
 	const batch = 32
 	var out [][SizeofSiginfo]byte
@@ -101,7 +103,8 @@ func PtracePeekSiginfo(tid int, shared bool) ([][SizeofSiginfo]byte, error) {
 		if errno != 0 {
 			return nil, errno
 		}
-		// Fewer than asked for need not be the end: the kernel also breaks off when a signal is pending for the caller.
+		// Fewer than asked for need not be the end: the kernel also breaks off when a signal is
+		// pending for the caller.
 		if n == 0 {
 			return out, nil
 		}
@@ -109,7 +112,8 @@ func PtracePeekSiginfo(tid int, shared bool) ([][SizeofSiginfo]byte, error) {
 	}
 }
 
-// RseqConfiguration is struct ptrace_rseq_configuration: what the thread registered with rseq(2). Pointer 0: nothing.
+// RseqConfiguration is struct ptrace_rseq_configuration: what the thread registered with rseq(2).
+// Pointer 0: nothing.
 type RseqConfiguration struct {
 	Pointer   uint64
 	Size      uint32
@@ -133,7 +137,8 @@ const (
 	SyscallInfoSeccomp = 3
 )
 
-// SyscallInfo is the beginning of struct ptrace_syscall_info (PTRACE_GET_SYSCALL_INFO, Linux 5.3). Arch is an AUDIT_ARCH_* value.
+// SyscallInfo is the beginning of struct ptrace_syscall_info (PTRACE_GET_SYSCALL_INFO, Linux 5.3).
+// Arch is an AUDIT_ARCH_* value.
 type SyscallInfo struct {
 	Op                               uint8
 	_                                [3]uint8

@@ -11,15 +11,17 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// DefaultSlot is a slot's usual size in bytes: some 500 calls with 24 KiB of data. A slot costs only the pages that are used.
+// DefaultSlot is a slot's usual size in bytes: some 500 calls with 24 KiB of data. A slot costs
+// only the pages that are used.
 const DefaultSlot = 64 << 10
 
 // hostOrder is this machine's byte order, which is that of its tasks.
 var hostOrder = binary.NativeEndian
 
-// An Arena is the memory that the restorer shares with the tasks it makes: a page of code, then the slots. In a task it lies at an address that
-// Spawn is told, as two mappings: the code, readable and executable, and the slots, readable and writable. It belongs to one Tracer's thread
-// once tasks use it.
+// An Arena is the memory that the restorer shares with the tasks it makes: a page of code, then the
+// slots. In a task it lies at an address that Spawn is told, as two mappings: the code, readable
+// and executable, and the slots, readable and writable. It belongs to one Tracer's thread once
+// tasks use it.
 type Arena struct {
 	arch     *arch.Arch
 	fd       *sys.FD
@@ -28,7 +30,8 @@ type Arena struct {
 	unused   []int // slots, the next one last
 }
 
-// NewArena makes an arena with room for that many tasks at a time. slotSize is in bytes, a multiple of the page size; 0 means DefaultSlot.
+// NewArena makes an arena with room for that many tasks at a time. slotSize is in bytes, a multiple
+// of the page size; 0 means DefaultSlot.
 func NewArena(a *arch.Arch, slots, slotSize int) (*Arena, error) {
 	if a.Routine == nil {
 		return nil, fmt.Errorf("making an arena: %w", a.Run)
@@ -59,8 +62,8 @@ func NewArena(a *arch.Arch, slots, slotSize int) (*Arena, error) {
 	return ar, nil
 }
 
-// memfd makes a close-on-exec memfd that may be executed and mapped executable. MFD_EXEC is needed where vm.memfd_noexec is 1 and
-// unknown before Linux 6.3.
+// memfd makes a close-on-exec memfd that may be executed and mapped executable. MFD_EXEC is needed
+// where vm.memfd_noexec is 1 and unknown before Linux 6.3.
 func memfd(name string) (*sys.FD, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) {

@@ -9,8 +9,8 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// A Batch is a list of system calls that one task shall execute, in order, until one fails. It is built, run once, and then its calls tell
-// their results.
+// A Batch is a list of system calls that one task shall execute, in order, until one fails. It is
+// built, run once, and then its calls tell their results.
 type Batch struct {
 	arena *Arena
 	calls []*Call
@@ -57,9 +57,10 @@ type arg struct {
 	load  *Buf  // the word at load + value, when the call is made
 }
 
-// Word is an argument that is read from a buffer when its call is made: the 8 bytes at an offset, written by an earlier call of the batch. The kernel
-// looks only at the lower half of an argument that is an int, so that on a little-endian machine this serves for descriptors from pipe2 as well, and
-// half of the word may lie beyond the buffer.
+// Word is an argument that is read from a buffer when its call is made: the 8 bytes at an offset,
+// written by an earlier call of the batch. The kernel looks only at the lower half of an argument
+// that is an int, so that on a little-endian machine this serves for descriptors from pipe2 as
+// well, and half of the word may lie beyond the buffer.
 type Word struct {
 	Buf    *Buf
 	Offset int
@@ -71,9 +72,10 @@ type At struct {
 	Offset int
 }
 
-// Call appends a system call; see arch.Syscalls for its number. An argument is an integer of any type, an arch.Addr or a bool (0 or 1); or a *Buf,
-// At, []byte or string (the address of the buffer, of a place in it, of a copy of the bytes, of a copy with a zero byte after it); or a *Call of
-// this batch (its result) or a Word. Missing arguments are 0.
+// Call appends a system call; see arch.Syscalls for its number. An argument is an integer of any
+// type, an arch.Addr or a bool (0 or 1); or a *Buf, At, []byte or string (the address of the
+// buffer, of a place in it, of a copy of the bytes, of a copy with a zero byte after it); or a
+// *Call of this batch (its result) or a Word. Missing arguments are 0.
 //
 // Unless Ignore, Allow or Expect say otherwise the batch ends at a call whose result is an error.
 func (b *Batch) Call(nr int, args ...any) *Call {
@@ -165,7 +167,8 @@ func (b *Batch) InOut(p []byte) *Buf { return &Buf{bytes: append([]byte(nil), p.
 // Space makes a buffer of n zero bytes, for calls to write.
 func (b *Batch) Space(n int) *Buf { return &Buf{bytes: make([]byte, n), out: true} }
 
-// Bytes is the contents of a buffer: after Run, what the calls have written there. Before Run it may be changed.
+// Bytes is the contents of a buffer: after Run, what the calls have written there. Before Run it
+// may be changed.
 func (f *Buf) Bytes() []byte { return f.bytes }
 
 // Pointer puts the address of another buffer into this one, as a word of 8 bytes at an offset.
@@ -180,14 +183,16 @@ func (c *Call) Ignore() *Call {
 	return c
 }
 
-// Allow lets the batch go on after these errors too. After another one it goes on as well, but Run then fails with it.
+// Allow lets the batch go on after these errors too. After another one it goes on as well, but Run
+// then fails with it.
 func (c *Call) Allow(errs ...unix.Errno) *Call {
 	c.flags |= arch.FlagIgnore
 	c.allow = append(c.allow, errs...)
 	return c
 }
 
-// Expect makes every other result a failure. It is for calls that do not say when they fail, as brk, and for addresses that must be met.
+// Expect makes every other result a failure. It is for calls that do not say when they fail, as
+// brk, and for addresses that must be met.
 func (c *Call) Expect(v uint64) *Call {
 	c.flags |= arch.FlagExpect
 	c.expect = v
@@ -220,9 +225,10 @@ func (c *Call) Errno() unix.Errno {
 // Child is the task that a Clone makes. It may be used after Run.
 func (c *Call) Child() *Task { return c.child }
 
-// Clone appends a clone3 that makes a task with the given ids (one for each pid namespace, the innermost first; none: any). The
-// stack and CLONE_PTRACE are filled in. After Run its Child is a task in its first stop, ready for batches; it has the arena where its maker
-// has it. CLONE_PARENT and CLONE_THREAD need ExitSignal 0.
+// Clone appends a clone3 that makes a task with the given ids (one for each pid namespace, the
+// innermost first; none: any). The stack and CLONE_PTRACE are filled in. After Run its Child is a
+// task in its first stop, ready for batches; it has the arena where its maker has it. CLONE_PARENT
+// and CLONE_THREAD need ExitSignal 0.
 //
 // tid is the new task's id in the tracer's own pid namespace where the caller knows it; 0: found out.
 func (b *Batch) Clone(args sys.CloneArgs, setTID []int32, tid int) *Call {

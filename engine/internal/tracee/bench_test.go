@@ -66,7 +66,8 @@ func BenchmarkSpawn(b *testing.B) {
 	}
 }
 
-// BenchmarkThreads makes 1000 threads in one batch, runs a batch of 6 calls in each, sets their registers and kills them.
+// BenchmarkThreads makes 1000 threads in one batch, runs a batch of 6 calls in each, sets their
+// registers and kills them.
 func BenchmarkThreads(b *testing.B) {
 	const n = 1000
 	a := native(b)

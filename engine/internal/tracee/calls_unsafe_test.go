@@ -76,7 +76,8 @@ type sembuf struct {
 	flags int16
 }
 
-// Shared objects are removed at once when they are not needed by their id any more; a semaphore's removal would wake its waiters.
+// Shared objects are removed at once when they are not needed by their id any more; a semaphore's
+// removal would wake its waiters.
 func removeSem(id uintptr) { _, _ = call(ownSys.Semctl, id, 0, unix.IPC_RMID) }
 
 func newEpoll() uintptr {
@@ -267,7 +268,8 @@ func blockSignals(but ...unix.Signal) {
 	check(unix.PthreadSigmask(unix.SIG_SETMASK, &mask, nil))
 }
 
-// helperCalls makes all of blockingCalls, each on its own thread. It prints the thread ids on one line, then, when all have ended, a line with the result of each.
+// helperCalls makes all of blockingCalls, each on its own thread. It prints the thread ids on one
+// line, then, when all have ended, a line with the result of each.
 func helperCalls() {
 	var wg sync.WaitGroup
 	tids := make([]string, len(blockingCalls))
@@ -313,7 +315,8 @@ func helperHandler() {
 	fmt.Println(unix.ErrnoName(errno))
 }
 
-// helperVfork stays in vfork: its child, which shares its memory, only sleeps. It prints the id of the thread that waits.
+// helperVfork stays in vfork: its child, which shares its memory, only sleeps. It prints the id of
+// the thread that waits.
 func helperVfork() {
 	runtime.LockOSThread()
 	blockSignals()
@@ -322,7 +325,8 @@ func helperVfork() {
 	vfork(ts)
 }
 
-// vfork must not touch its stack frame after the call returns in the child: the child runs on the same stack. It only makes system calls.
+// vfork must not touch its stack frame after the call returns in the child: the child runs on the
+// same stack. It only makes system calls.
 //
 //go:norace
 func vfork(ts *unix.Timespec) {

@@ -251,7 +251,47 @@ func TestDeadLeader(t *testing.T) {
 	}
 }
 
-// TestKilledFromOutside: a process dies in the middle of a batch while its threads are stopped; waiting for the leader alone would never end.
+// TestProcessExits: the leader ends its process, whose other threads nobody waits for by name.
+func TestProcessExits(t *testing.T) {
+	r := newRig(t, 8)
+	b := r.arena.NewBatch()
+	c := b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+	r.run(t, r.stub, b)
+	b = r.arena.NewBatch()
+	for range 3 {
+		b.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+	}
+	r.run(t, c.Child(), b)
+	b = r.arena.NewBatch()
+	out := b.Space(64)
+	b.Call(b.Sys().Getcpu, out, At{out, 8})
+	b.Call(b.Sys().Getresuid, At{out, 16}, At{out, 20}, At{out, 24})
+	hostOrder.PutUint32(out.Bytes()[24:], 12345)
+	b.Call(b.Sys().ExitGroup, 5)
+	r.run(t, c.Child(), b)
+	if ws, dead := c.Child().Dead(); !dead || ws.ExitCode() != 5 {
+		t.Errorf("the process: %v, %v", ws, dead)
+	}
+	if got := hostOrder.Uint32(out.Bytes()[24:]); int(got) != os.Getuid() {
+		t.Errorf("the call before the exit wrote %d", got)
+	}
+	if got := r.Tasks(); got != 1 {
+		t.Errorf("the tracer counts %d tasks", got)
+	}
+	// A failed call before the exit: the task does not exit.
+	b = r.arena.NewBatch()
+	b.Call(b.Sys().Close, 99)
+	b.Call(b.Sys().ExitGroup, 5)
+	if err := r.RunOne(r.stub, b); !errors.Is(err, unix.EBADF) {
+		t.Errorf("error %v, want EBADF", err)
+	}
+	if !alive(r.stub.Tid) {
+		t.Error("the task has exited after a failed call")
+	}
+}
+
+// TestKilledFromOutside: a process dies in the middle of a batch while its threads are stopped;
+// waiting for the leader alone would never end.
 func TestKilledFromOutside(t *testing.T) {
 	r := newRig(t, 8)
 	b := r.arena.NewBatch()
@@ -309,7 +349,7 @@ func TestMakerDies(t *testing.T) {
 // TestMakerDiesAnywhere kills the maker at any moment, the start of the first task included.
 func TestMakerDiesAnywhere(t *testing.T) {
 	native(t)
-	for round := range 25 {
+	for round := range 12 {
 		cmd, _, _ := helper(t, "makers")
 		time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond)
 		if err := cmd.Process.Kill(); err != nil {

@@ -16,11 +16,12 @@ type RegsetData struct {
 	Data []byte
 }
 
-// SetFinal gives a stopped task the registers and the signal mask with which it shall go on. Sets are written in the order given; an xsave area of
-// another machine is fitted to this one. After it only Commit, KillAll and further SetFinal are right.
+// SetFinal gives a stopped task the registers and the signal mask with which it shall go on. Sets
+// are written in the order given; an xsave area of another machine is fitted to this one. After it
+// only Commit, KillAll and further SetFinal are right.
 //
-// A result of -512, -513, -514 or -516 in the registers makes the kernel restart the call they show, once the task has been let go
-// (never if it is continued otherwise).
+// A result of -512, -513, -514 or -516 in the registers makes the kernel restart the call they
+// show, once the task has been let go (never if it is continued otherwise).
 func (t *Tracer) SetFinal(k *Task, sets []RegsetData, mask uint64) error {
 	return t.Do(func() error {
 		if k.state != taskReady && k.state != taskAside {
@@ -67,8 +68,10 @@ func (t *Tracer) nativeXState(tid int) ([]byte, error) {
 	return t.xstate, nil
 }
 
-// Commit lets tasks go. From the moment that the last PTRACE_O_EXITKILL has been taken off, before the first task runs, the death of the tracer leaves them alive. If
-// that fails nothing has run and KillAll is still possible; if letting go of one fails (it was killed from outside) all are killed, and the error says so.
+// Commit lets tasks go. From the moment that the last PTRACE_O_EXITKILL has been taken off, before
+// the first task runs, the death of the tracer leaves them alive. If that fails nothing has run and
+// KillAll is still possible; if letting go of one fails (it was killed from outside) all are
+// killed, and the error says so.
 func (t *Tracer) Commit(tasks []*Task) error {
 	return t.Do(func() error {
 		for _, k := range tasks {
@@ -104,8 +107,9 @@ func killProcess(pid int) error {
 	return nil
 }
 
-// KillAll kills every task that Spawn and Clone made and that Commit has not let go, those included that a failed batch has made and nobody
-// knows, and waits until none is left of them but zombies of their parents. Tasks that were merely seized are left alone.
+// KillAll kills every task that Spawn and Clone made and that Commit has not let go, those included
+// that a failed batch has made and nobody knows, and waits until none is left of them but zombies
+// of their parents. Tasks that were merely seized are left alone.
 func (t *Tracer) KillAll() error { return t.Do(t.killAll) }
 
 func (t *Tracer) killAll() error {
@@ -122,8 +126,9 @@ func (t *Tracer) killAll() error {
 			errs = append(errs, killProcess(tid))
 		}
 	}
-	// Whoever dies first is waited for first: the kernel reports a process only after its threads and the init of a pid namespace only after everything in it,
-	// so waiting for a certain one could block for ever.
+	// Whoever dies first is waited for first: the kernel reports a process only after its threads
+	// and the init of a pid namespace only after everything in it, so waiting for a certain one
+	// could block for ever.
 	for {
 		options := 0
 		if len(t.tasks) == 0 && (len(t.seized) > 0 || t.free > 0) {

@@ -108,7 +108,8 @@ func TestCommit(t *testing.T) {
 	}
 }
 
-// TestBlock makes a task's system call be found interrupted, with what the kernel keeps of it, in registers that never made it.
+// TestBlock makes a task's system call be found interrupted, with what the kernel keeps of it, in
+// registers that never made it.
 func TestBlock(t *testing.T) {
 	const wait = 300 * time.Millisecond
 	timespec := func(b *Batch) *Buf {
@@ -148,7 +149,8 @@ func TestBlock(t *testing.T) {
 			if before.Int() != r.stub.Tid {
 				t.Errorf("the call before it gave %d", before.Int())
 			}
-			// Other calls in between, then registers with the result and the number, just behind the program's own system call instruction.
+			// Other calls in between, then registers with the result and the number, just behind
+			// the program's own system call instruction.
 			last := b.calls[len(b.calls)-1]
 			result, nr := last.Result(), last.nr
 			between := r.arena.NewBatch()
@@ -211,7 +213,8 @@ func TestBlockEndsEarly(t *testing.T) {
 	}
 }
 
-// TestSigFrame returns from a signal handler that never ran: all registers, the floating point ones, the mask and the alternate stack become what the frame says.
+// TestSigFrame returns from a signal handler that never ran: all registers, the floating point
+// ones, the mask and the alternate stack become what the frame says.
 func TestSigFrame(t *testing.T) {
 	r := newRig(t, 2)
 	program(t, r, exitWithResult)

@@ -18,7 +18,8 @@ import (
 type holder struct {
 	name   string
 	freeze func(t *testing.T, pid int)
-	// thaw comes when all are stopped; with thawFirst before the tracer waits for that (a frozen task cannot stop); with thawLast when it has let go.
+	// thaw comes when all are stopped; with thawFirst before the tracer waits for that (a frozen
+	// task cannot stop); with thawLast when it has let go.
 	thaw      func(t *testing.T, pid int)
 	thawFirst bool
 	thawLast  bool
@@ -27,7 +28,8 @@ type holder struct {
 
 func nothing(*testing.T, int) {}
 
-// cgroupHolder freezes by writing a word to a file of a cgroup that it makes; the process joins it. It skips where there is no such hierarchy.
+// cgroupHolder freezes by writing a word to a file of a cgroup that it makes; the process joins it.
+// It skips where there is no such hierarchy.
 func cgroupHolder(t *testing.T, name, root, file, freeze, thaw, state, frozen string, thawFirst bool) holder {
 	write := func(t *testing.T, pid int, file, word string) {
 		t.Helper()
@@ -78,7 +80,8 @@ func frozenAtDetach(h holder) holder {
 	return h
 }
 
-// TestStopIsInvisible stops a thread in each of many blocking calls, twice, and finds that every call ends as if nothing had been.
+// TestStopIsInvisible stops a thread in each of many blocking calls, twice, and finds that every
+// call ends as if nothing had been.
 func TestStopIsInvisible(t *testing.T) {
 	a := native(t)
 	if a.Name != "amd64" {

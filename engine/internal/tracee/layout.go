@@ -19,8 +19,8 @@ type part struct {
 	used  int // bytes of the slot
 }
 
-// split cuts a batch into parts that fit a slot each. Within a part the calls' arguments refer to each other in the slot; across parts they go by
-// the values that the restorer has collected.
+// split cuts a batch into parts that fit a slot each. Within a part the calls' arguments refer to
+// each other in the slot; across parts they go by the values that the restorer has collected.
 func (b *Batch) split() ([]*part, error) {
 	if b.err != nil {
 		return nil, b.err
@@ -158,8 +158,8 @@ func (f *filler) place(b *Buf) (int, error) {
 	return off, nil
 }
 
-// collect reads what a part has done: results of the calls up to and including the one that ended it, and the buffers. The
-// error is that of the call that failed, if one did.
+// collect reads what a part has done: results of the calls up to and including the one that ended
+// it, and the buffers. The error is that of the call that failed, if one did.
 func (k *Task) collect(part []*Call, bufs []*Buf, first int) error {
 	mem := k.slotMem()
 	done := int(hostOrder.Uint64(mem[arch.SlotDone:]))
@@ -189,7 +189,8 @@ func (k *Task) collect(part []*Call, bufs []*Buf, first int) error {
 	return nil
 }
 
-// tolerable says whether a call that did not end its part is no failure either: with Allow the routine goes on in any case.
+// tolerable says whether a call that did not end its part is no failure either: with Allow the
+// routine goes on in any case.
 func (c *Call) tolerable() bool {
 	if c.allow == nil || c.Errno() == 0 {
 		return true

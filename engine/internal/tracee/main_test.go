@@ -40,7 +40,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// helper starts the test binary as a helper and waits for its first line, which it returns with the rest of the output.
+// helper starts the test binary as a helper and waits for its first line, which it returns with the
+// rest of the output.
 func helper(t *testing.T, name string) (*exec.Cmd, string, *bufio.Reader) {
 	t.Helper()
 	exe, err := os.Executable()
@@ -167,7 +168,8 @@ func alive(tid int) bool {
 
 // The helpers. Each prints a line when it is ready.
 
-// helperThreads has many threads: some spin, some sleep, and one counts what all do until a line on stdin... The counters prove that it goes on.
+// helperThreads has many threads: some spin, some sleep, and one counts what all do until a line on
+// stdin... The counters prove that it goes on.
 func helperThreads() {
 	const spinners, sleepers = 2, 30
 	var n atomic.Int64

@@ -11,7 +11,8 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// ReadRegs reads the general registers of a stopped task, and says in which view they are: a's own or that of its 32-bit companion.
+// ReadRegs reads the general registers of a stopped task, and says in which view they are: a's own
+// or that of its 32-bit companion.
 func (t *Tracer) ReadRegs(a *arch.Arch, tid int) ([]byte, *arch.Arch, error) {
 	var regs []byte
 	var view *arch.Arch
@@ -30,9 +31,11 @@ func (t *Tracer) ReadRegs(a *arch.Arch, tid int) ([]byte, *arch.Arch, error) {
 	return regs, view, err
 }
 
-// Rewind makes the stop of one seized task invisible to the system call that it interrupted: a call that returns EINTR on a mere stop will be issued again, unless a
-// handler for a pending signal is about to run, in which case EINTR is what the program shall see. All other interrupted calls the kernel
-// restarts by itself. regs are the task's registers, as read since it stopped; they are changed too. It returns whether anything was changed.
+// Rewind makes the stop of one seized task invisible to the system call that it interrupted: a call
+// that returns EINTR on a mere stop will be issued again, unless a handler for a pending signal is
+// about to run, in which case EINTR is what the program shall see. All other interrupted calls the
+// kernel restarts by itself. regs are the task's registers, as read since it stopped; they are
+// changed too. It returns whether anything was changed.
 func (t *Tracer) Rewind(view *arch.Arch, tid int, regs []byte) (bool, error) {
 	if view.Restart(regs) != arch.RestartEINTR {
 		return false, nil
@@ -46,8 +49,9 @@ func (t *Tracer) Rewind(view *arch.Arch, tid int, regs []byte) (bool, error) {
 	return true, t.Do(func() error { return writeRegs(tid, regs) })
 }
 
-// RewindAll is Rewind for every seized task and returns the ids of those that were changed. a is the machine's architecture. Tasks that were
-// found stopped by job control are included only on request, for a freezer that works by SIGSTOP: where a user had stopped them EINTR is due.
+// RewindAll is Rewind for every seized task and returns the ids of those that were changed. a is
+// the machine's architecture. Tasks that were found stopped by job control are included only on
+// request, for a freezer that works by SIGSTOP: where a user had stopped them EINTR is due.
 func (t *Tracer) RewindAll(a *arch.Arch, jobStopped bool) ([]int, error) {
 	var changed []int
 	err := t.Do(func() error {
@@ -72,8 +76,9 @@ func (t *Tracer) RewindAll(a *arch.Arch, jobStopped bool) ([]int, error) {
 	return changed, err
 }
 
-// handlerPending says whether a signal is pending that the task would run a handler for. Others end no wait: blocked ones stay, ignored ones vanish, and
-// what stops or kills the process does so whatever its call returns. The mask is the one in force during the call.
+// handlerPending says whether a signal is pending that the task would run a handler for. Others end
+// no wait: blocked ones stay, ignored ones vanish, and what stops or kills the process does so
+// whatever its call returns. The mask is the one in force during the call.
 func handlerPending(tid int) (bool, error) {
 	st, err := procfs.ReadStatus(tid)
 	if err != nil {

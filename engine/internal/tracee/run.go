@@ -22,12 +22,14 @@ type job struct {
 	err   error
 }
 
-// Run executes one batch in each of the tasks, all at the same time, and returns when all have stopped again. Errors of all
-// tasks are joined; each names its task, and errors.As finds a *CallError where a system call failed. The tasks stay usable after
-// such an error, and what Clone made before it can be found by Child (KillAll knows them in any case).
+// Run executes one batch in each of the tasks, all at the same time, and returns when all have
+// stopped again. Errors of all tasks are joined; each names its task, and errors.As finds a
+// *CallError where a system call failed. The tasks stay usable after such an error, and what Clone
+// made before it can be found by Child (KillAll knows them in any case).
 //
-// A batch that ends with exit or exit_group ends its task. A batch too large for a slot takes several round trips; memory of
-// the slot that an earlier part passed to the kernel for later use is then overwritten.
+// A batch that ends with exit or exit_group ends its task. A batch too large for a slot takes
+// several round trips; memory of the slot that an earlier part passed to the kernel for later use
+// is then overwritten.
 //
 // Signals from outside are not delivered but kept in Task.Kept.
 func (t *Tracer) Run(tasks []*Task, batches []*Batch) error {
@@ -164,8 +166,9 @@ func (t *Tracer) awaitBatch(k *Task, part []*Call) error {
 	}
 }
 
-// atEnd says whether a stop is the routine's breakpoint: it sets the slot's status just before. A SIGTRAP from outside that hits between
-// the two makes the next batch begin with the breakpoint, whose stop then shows a status that is still SlotRunning and is passed over.
+// atEnd says whether a stop is the routine's breakpoint: it sets the slot's status just before. A
+// SIGTRAP from outside that hits between the two makes the next batch begin with the breakpoint,
+// whose stop then shows a status that is still SlotRunning and is passed over.
 func (k *Task) atEnd(ws sys.WaitStatus) bool {
 	return ws.SignalStop() && ws.Signal() == unix.SIGTRAP && hostOrder.Uint64(k.slotMem()[arch.SlotStatus:]) == arch.SlotStopped
 }
@@ -186,8 +189,8 @@ const (
 	siginfoAddr = 16
 )
 
-// pass deals with a stop that is not what a task was continued for. A signal from outside is kept; one that the kernel raised for what the
-// task itself did is a failure.
+// pass deals with a stop that is not what a task was continued for. A signal from outside is kept;
+// one that the kernel raised for what the task itself did is a failure.
 func (t *Tracer) pass(k *Task, ws sys.WaitStatus) error {
 	if !ws.SignalStop() {
 		return nil // a new task's first stop that came late, or news of job control
@@ -217,8 +220,8 @@ func (t *Tracer) pass(k *Task, ws sys.WaitStatus) error {
 	return nil
 }
 
-// finishExit waits for the end of a task whose batch ends in an exit. The leader of a process that has other threads left is not reported by wait4
-// until they are gone; its state in /proc tells.
+// finishExit waits for the end of a task whose batch ends in an exit. The leader of a process that
+// has other threads left is not reported by wait4 until they are gone; its state in /proc tells.
 func (t *Tracer) finishExit(j *job) error {
 	k, part := j.task, j.parts[0].calls
 	leaves := part[len(part)-1].nr == k.arena.arch.Sys.Exit && k.delicate()

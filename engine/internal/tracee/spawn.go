@@ -12,17 +12,21 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// spawnTries is how often Spawn starts over because the kernel, at random, had put the new stack or vdso where the arena is to be.
+// spawnTries is how often Spawn starts over because the kernel, at random, had put the new stack or
+// vdso where the arena is to be.
 const spawnTries = 8
 
-// BlockedMask is the signal mask that Spawn gives the first task and that its children inherit: everything but SIGTRAP. A breakpoint with SIGTRAP
-// blocked or ignored makes the kernel reset SIGTRAP's action, which would hit what a batch has set up.
+// BlockedMask is the signal mask that Spawn gives the first task and that its children inherit:
+// everything but SIGTRAP. A breakpoint with SIGTRAP blocked or ignored makes the kernel reset
+// SIGTRAP's action, which would hit what a batch has set up.
 const BlockedMask = ^uint64(1 << (uint64(unix.SIGTRAP) - 1))
 
-// Spawn starts the first task: a tiny static executable, a child of this process that inherits every descriptor that is not close-on-exec. It
-// returns stopped, with the arena mapped at base (page-aligned, a.Size bytes free of the stub's own mappings), signals blocked (BlockedMask) and nothing else in
-// its address space but the stub, its stack and the vdso. It dies with the tracer's thread: by PR_SET_PDEATHSIG, which it keeps until told otherwise and its
-// children do not inherit, and by PTRACE_O_EXITKILL, which they do.
+// Spawn starts the first task: a tiny static executable, a child of this process that inherits
+// every descriptor that is not close-on-exec. It returns stopped, with the arena mapped at base
+// (page-aligned, a.Size bytes free of the stub's own mappings), signals blocked (BlockedMask) and
+// nothing else in its address space but the stub, its stack and the vdso. It dies with the tracer's
+// thread: by PR_SET_PDEATHSIG, which it keeps until told otherwise and its children do not inherit,
+// and by PTRACE_O_EXITKILL, which they do.
 func (t *Tracer) Spawn(a *Arena, base arch.Addr) (*Task, error) {
 	var task *Task
 	err := t.Do(func() error {
@@ -143,8 +147,8 @@ func (t *Tracer) discard(k *Task) error {
 	}
 }
 
-// Wipe appends the calls that unmap everything but the arena: what the stub was started with, the vdso and the stack. The caller is the only
-// task in its address space.
+// Wipe appends the calls that unmap everything but the arena: what the stub was started with, the
+// vdso and the stack. The caller is the only task in its address space.
 func (k *Task) Wipe(b *Batch) {
 	s := b.Sys()
 	end := k.Base + arch.Addr(k.arena.Size())
@@ -152,12 +156,14 @@ func (k *Task) Wipe(b *Batch) {
 	b.Call(s.Munmap, end, k.arena.arch.TaskSize-end).Note("what is above the arena")
 }
 
-// Unmap is the call that removes the arena itself, for CallSteps: it must be the last one that anybody in the address space makes.
+// Unmap is the call that removes the arena itself, for CallSteps: it must be the last one that
+// anybody in the address space makes.
 func (k *Task) Unmap() *Step {
 	return &Step{Task: k, Nr: k.arena.arch.Sys.Munmap, Args: [6]uint64{uint64(k.Base), uint64(k.arena.Size())}}
 }
 
-// Move gives the tasks of one address space the arena at another address (page-aligned, free). The first of them does it; all are told.
+// Move gives the tasks of one address space the arena at another address (page-aligned, free). The
+// first of them does it; all are told.
 func (t *Tracer) Move(tasks []*Task, base arch.Addr) error {
 	if len(tasks) == 0 {
 		return nil
@@ -168,7 +174,8 @@ func (t *Tracer) Move(tasks []*Task, base arch.Addr) error {
 		page := arch.Addr(a.arch.PageSize)
 		old := k.Base
 		b := a.NewBatch()
-		// An old size of 0 duplicates a shared mapping (mremap(2)). The kernel's MREMAP_FIXED replaces what is there, so the place is taken first.
+		// An old size of 0 duplicates a shared mapping (mremap(2)). The kernel's MREMAP_FIXED
+		// replaces what is there, so the place is taken first.
 		reserve := b.Call(a.arch.Sys.Mmap, base, a.Size(), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, -1, 0).Expect(uint64(base))
 		const mayMoveFixed = unix.MREMAP_MAYMOVE | unix.MREMAP_FIXED
 		b.Call(a.arch.Sys.Mremap, old, 0, page, mayMoveFixed, reserve).Expect(uint64(base))

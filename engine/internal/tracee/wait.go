@@ -20,7 +20,8 @@ func (t *Tracer) await(k *Task) (sys.WaitStatus, error) {
 			_, ws, err := sys.Wait(k.Tid, 0)
 			return t.seen(k, ws, err)
 		}
-		// Whatever happens first: it may be the death of a thread without which the kernel will not report this one.
+		// Whatever happens first: it may be the death of a thread without which the kernel will not
+		// report this one.
 		tid, ws, err := sys.WaitAny(0)
 		if err != nil {
 			return 0, fmt.Errorf("pid %d: waiting for it: %w", k.Tid, err)
@@ -148,8 +149,8 @@ func (t *Tracer) firstStop(child *Task) (sys.WaitStatus, error) {
 	return t.await(child)
 }
 
-// identify finds the ids, in the tracer's pid namespace, of children that a task in another one has made: a new task stands just after its clone3, and
-// its stack pointer is its slot.
+// identify finds the ids, in the tracer's pid namespace, of children that a task in another one has
+// made: a new task stands just after its clone3, and its stack pointer is its slot.
 func (t *Tracer) identify(children []*Task, parent *Task) error {
 	bySlot := make(map[arch.Addr]*Task, len(children))
 	for _, c := range children {
