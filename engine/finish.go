@@ -122,16 +122,17 @@ func (rs *restoration) endZombies() error {
 		b.Call(n.Prctl, unix.PR_SET_NAME, p.state.Comm)
 		b.Call(n.Setresgid, p.state.GID, p.state.GID, p.state.GID)
 		b.Call(n.Setresuid, p.state.UID, p.state.UID, p.state.UID)
-		if sig := p.state.WaitStatus & 0x7f; sig != 0 {
-			// No core: the zombie had none. The signal's action is the default, its mask empty.
-			b.Call(n.Prlimit64, 0, unix.RLIMIT_CORE, make([]byte, 16), 0)
-			b.Call(n.RtSigprocmask, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
-			b.Call(n.Kill, p.state.PID, sig)
-			b.Call(n.Pause)
+		sig := unix.Signal(p.state.WaitStatus & 0x7f)
+		if sig != 0 {
+			b.Call(n.Prlimit64, 0, unix.RLIMIT_CORE, make([]byte, 16), 0) // it had dumped no core
 		} else {
 			b.Call(n.ExitGroup, p.state.WaitStatus>>8&0xff)
 		}
-		if err := rs.tracer.RunOne(p.task, b); err != nil {
+		err := rs.tracer.RunOne(p.task, b)
+		if err == nil && sig != 0 {
+			err = rs.tracer.DieBy(p.task, sig)
+		}
+		if err != nil {
 			return fmt.Errorf("zombie %d: %w", p.state.PID, err)
 		}
 	}

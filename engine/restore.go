@@ -232,7 +232,13 @@ func checkThreadState(t *tasks.Thread) error {
 func (rs *restoration) checkProcess(p *process) error {
 	wrap := func(err error) error { return fmt.Errorf("process %d: %w", p.state.PID, err) }
 	if p.state.Zombie {
+		if sig := p.state.WaitStatus & 0xff; p.state.WaitStatus > 0xffff || sig > 64 || sig != 0 && p.state.WaitStatus>>8 != 0 {
+			return object.BadImagef("process %d: wait status %#x", p.state.PID, p.state.WaitStatus)
+		}
 		return nil
+	}
+	if p.state.StopSignal < 0 || p.state.StopSignal > 64 {
+		return object.BadImagef("process %d: stopped by signal %d", p.state.PID, p.state.StopSignal)
 	}
 	if len(p.threads) == 0 {
 		return object.BadImagef("process %d has no thread", p.state.PID)
