@@ -23,8 +23,12 @@ import (
 var commands = []string{"cr-freeze", "cr-dump", "cr-filter", "cr-restore", "cr-thaw"}
 
 // binaries builds the commands once and returns their directory. With go test
-// -cover they count too, into GOCOVERDIR.
+// -cover they count too, into GOCOVERDIR. CR_TEST_BIN names a directory to use
+// instead.
 var binaries = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("CR_TEST_BIN"); dir != "" {
+		return filepath.Abs(dir)
+	}
 	dir, err := os.MkdirTemp("", "crpipe-cmd-")
 	if err != nil {
 		return "", err
@@ -46,7 +50,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if dir, _ := binaries(); dir != "" {
+	if dir, _ := binaries(); dir != "" && os.Getenv("CR_TEST_BIN") == "" {
 		_ = os.RemoveAll(dir) // a leftover in /tmp is no failure of the tests
 	}
 	os.Exit(status)
@@ -114,11 +118,11 @@ func ended(err error) string {
 }
 
 // mkstream FILE makes a small image with several records: references, a payload
-// that shrinks and one that does not. With "fail TEXT" its producer gives up at
+// that shrinks and one that does not. "tiny" leaves the payloads out. With "fail TEXT" its producer gives up at
 // the end; with "pages N" N records of 700 kB more make it larger than any pipe.
 func mkstreamCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
-		ts.Fatalf("usage: mkstream FILE [fail TEXT | pages N]")
+		ts.Fatalf("usage: mkstream FILE [tiny | fail TEXT | pages N]")
 	}
 	var buf bytes.Buffer
 	w, err := stream.NewWriter(&buf, stream.Header{Content: stream.ContentImage, Arch: "amd64", PageSize: 4096, Kernel: "6.18"})
@@ -133,6 +137,11 @@ func mkstreamCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ref := w.NewRef()
 	ts.Check(w.Put("file.test", ref, &file{"/tmp/\x1b[31mx"}, nil))
 	of := stream.Ref{ID: ref, Class: "file"}
+	if len(args) == 2 && args[1] == "tiny" {
+		ts.Check(w.End())
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), buf.Bytes(), 0o600))
+		return
+	}
 	ts.Check(w.Put("pages", 0, &pages{of, 0x7f0000000000}, bytes.Repeat([]byte("crpipe "), 30000)))
 	noise := make([]byte, 70000)
 	x := uint32(1)
