@@ -73,12 +73,19 @@ func TestKilledDumpHarmsNothing(t *testing.T) {
 	rnd := seeded(t)
 	j := harness.StartFixture(t, "busy", harness.Options{})
 	goesOn(t, j, -1)
-	begin := time.Now()
-	j.MustSh("cr-dump $PID > whole.cr")
-	whole := time.Since(begin)
+	var whole time.Duration // how long a dump takes; the longest of some
+	for range 3 {
+		cmd := j.Command("cr-dump", strconv.Itoa(j.Pid))
+		begin := time.Now()
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("cr-dump: %v%s", err, j.Evidence())
+		}
+		whole = max(whole, time.Since(begin))
+	}
 	before := j.Footprint()
 	killed := map[string]int{}
-	for round := range number(t, "CR_TEST_KILLS", 200) {
+	kills := number(t, "CR_TEST_KILLS", 200)
+	for round := 0; killed["front"]+killed["worker"] < kills && round < 10*kills; round++ {
 		cmd := j.Command("cr-dump", "-v", strconv.Itoa(j.Pid))
 		if round%2 == 0 {
 			cmd = j.Command("cr-dump", strconv.Itoa(j.Pid))
@@ -119,8 +126,8 @@ func TestKilledDumpHarmsNothing(t *testing.T) {
 		}
 	}
 	t.Logf("killed: %v; a whole dump takes %v", killed, whole)
-	if killed["front"]+killed["worker"] == 0 {
-		t.Error("no process of cr-dump was ever met")
+	if killed["front"] < kills/10 || killed["worker"] < kills/10 {
+		t.Error("front or worker was hardly ever met")
 	}
 	j.Finish()
 }

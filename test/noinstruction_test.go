@@ -36,6 +36,7 @@ func TestDumpRunsNothingInTarget(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			j := harness.StartFixture(t, name, harness.Options{Args: special[name].args})
+			begin := harness.Monotonic()
 			j.MustSh("cr-freeze $PID > job.ticket")
 			var tids []int
 			for _, pid := range j.Tasks() {
@@ -55,6 +56,7 @@ func TestDumpRunsNothingInTarget(t *testing.T) {
 			}
 			counter.Close()
 			j.MustSh("cr-thaw < job.ticket")
+			j.StoodStill(begin)
 			j.Finish()
 		})
 	}

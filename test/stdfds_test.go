@@ -59,7 +59,7 @@ func TestStandardDescriptors(t *testing.T) {
 		t.Parallel()
 		j, _ := piped(t, "pipe")
 		j.DumpKill("cr-dump --kill $PID > image.cr")
-		r := waited(t, j, "sleep 30 | cr-restore --wait -i image.cr -o ticket 2> >(cat > err) | cat > out; exit ${PIPESTATUS[1]}")
+		r := waited(t, j, "mkfifo in; exec 9<>in; cr-restore --wait -i image.cr -o ticket <&9 9<&- 2> >(cat > err) | cat > out; exit ${PIPESTATUS[0]}")
 		if r.Status != 0 {
 			t.Errorf("status %d: %s%s", r.Status, r.Stderr, j.Evidence())
 		}

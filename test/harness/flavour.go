@@ -114,6 +114,8 @@ func (j *Job) PutThrough(f Flavour) {
 		return
 	}
 	before := j.Footprint()
+	begin := Monotonic()
 	f.Run(j)
+	j.StoodStill(begin)
 	j.CheckUnharmed(before)
 }

@@ -68,6 +68,12 @@ func (j *Job) Sh(script string, env ...string) Result {
 func (j *Job) MustSh(script string, env ...string) string {
 	j.T.Helper()
 	r := j.Sh(script, env...)
+	j.must(script, r)
+	return r.Stdout
+}
+
+func (j *Job) must(script string, r Result) {
+	j.T.Helper()
 	if r.Status == 3 { // a refusal explains itself
 		j.T.Fatalf("%s: refused: %s\n%s", j.Name, script, strings.TrimSpace(r.Stderr))
 	}
@@ -77,18 +83,38 @@ func (j *Job) MustSh(script string, env ...string) string {
 	if msg := strings.TrimSpace(r.Stderr); msg != "" {
 		j.T.Logf("%s said: %s", script, msg)
 	}
-	return r.Stdout
 }
 
 // DumpKill runs a script that ends in the death of the tree and notes when.
 func (j *Job) DumpKill(script string) {
 	j.T.Helper()
-	j.Tasks()
 	begin := Monotonic()
-	j.MustSh(script)
+	// The program may fork until the very freeze: those who must be reaped are learnt while it is frozen.
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+				j.Tasks()
+			}
+		}
+	}()
+	j.Tasks()
+	r := j.Sh(script)
+	close(stop)
+	<-stopped
 	end := Monotonic()
+	j.must(script, r)
 	j.away = append(j.away, fmt.Sprintf("%d %d ", begin, end))
 	j.WaitGone()
+}
+
+// StoodStill notes that the tree may have been frozen at any time since begin.
+func (j *Job) StoodStill(begin int64) {
+	j.away = append(j.away, fmt.Sprintf("%d %d %d %d\n", begin, begin, begin, Monotonic()))
 }
 
 // RestoreSh runs a script that makes the tree again, and notes when. Another program may have taken one of its pids in
@@ -142,6 +168,12 @@ func (j *Job) Check(name string) {
 	j.MustSh(fmt.Sprintf("cr-filter check < %q >/dev/null", j.Image(name)))
 }
 
+func (j *Job) isKnown(pid int) bool {
+	j.lock.Lock()
+	defer j.lock.Unlock()
+	return j.known[pid]
+}
+
 // Migrate runs a script that sends the tree elsewhere, makes DIR/AUX "sent" when the old tree is dead, and ends with the
 // new tree's end. The program is told to look at itself in between.
 func (j *Job) Migrate(script string, env ...string) {
@@ -167,7 +199,7 @@ func (j *Job) Migrate(script string, env ...string) {
 			return false
 		}
 		for _, pid := range marked(j.mark) {
-			if !j.known[pid] && State(pid) != 0 {
+			if !j.isKnown(pid) && State(pid) != 0 {
 				return true
 			}
 		}
