@@ -131,6 +131,7 @@ func TestBlock(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			var p [2]int
 			if err := unix.Pipe(p[:]); err != nil { // inherited
 				t.Fatal(err)
