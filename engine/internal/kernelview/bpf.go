@@ -3,6 +3,8 @@ package kernelview
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,12 +30,8 @@ type bpfView struct {
 // openBPF opens the BPF source: it loads the program that reads, and learns
 // the layout of this kernel's structures, from the cache if it can.
 func openBPF(o Options) (*bpfView, error) {
-	if unix.Geteuid() != 0 && !mayUseBPF() {
-		return nil, &MissingError{
-			What: "the right to load BPF programs that read the kernel",
-			Fix:  "run as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYSLOG",
-			Err:  unix.EPERM,
-		}
+	if !mayUseBPF() {
+		return nil, missingRight(unix.EPERM)
 	}
 	base, err := textBase()
 	if err != nil {
@@ -85,8 +83,7 @@ func (v *bpfView) learn(o Options, base uint64) error {
 	if err := v.use(l, base); err != nil {
 		return err
 	}
-	v.calibrate()
-	if usable {
+	if complete := v.calibrate(); usable && complete {
 		_ = writeCache(dir, key, l) // without one the next start is slower, nothing else
 	}
 	return nil
@@ -184,8 +181,8 @@ func (v *bpfView) gatherMap(addrs []uint64, size int) (map[uint64][]byte, error)
 	return found, nil
 }
 
-// mayUseBPF tells whether this process has the capabilities that the source
-// needs without being root.
+// mayUseBPF tells whether this process has the capabilities to load the
+// program. The kernel's symbols need CAP_SYSLOG too, which reading them tells.
 func mayUseBPF() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -193,10 +190,33 @@ func mayUseBPF() bool {
 		return false
 	}
 	have := uint64(data[0].Effective) | uint64(data[1].Effective)<<32
-	for _, c := range []uint{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYSLOG} {
-		if have>>c&1 == 0 {
-			return false
-		}
+	has := func(c uint) bool { return have>>c&1 != 0 }
+	return has(unix.CAP_SYS_ADMIN) || (has(unix.CAP_BPF) && has(unix.CAP_PERFMON))
+}
+
+// missingRight says that the user may not do it.
+func missingRight(err error) error {
+	return &MissingError{
+		What: "the right to load BPF programs that read the kernel",
+		Fix:  "run as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYSLOG",
+		Err:  err,
 	}
-	return true
+}
+
+// missingBPF tells apart why the kernel refuses a map or a program. Only the
+// errno goes on: the verifier's log may hold addresses.
+func missingBPF(doing string, err error) error {
+	var e unix.Errno
+	if !errors.As(err, &e) {
+		e = unix.EINVAL
+	}
+	err = fmt.Errorf("%s: %w", doing, e)
+	lockdown, _ := os.ReadFile("/sys/kernel/security/lockdown") // absent: there is none
+	switch {
+	case strings.Contains(string(lockdown), "[confidentiality]"):
+		return &MissingError{What: "kernel lockdown below confidentiality", Fix: "boot with lockdown=integrity or none", Err: err}
+	case e == unix.EPERM || e == unix.EACCES:
+		return missingRight(err)
+	}
+	return &MissingError{What: "BPF programs that read the kernel (Linux 5.17 or later, with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT)", Fix: "use a later kernel", Err: err}
 }

@@ -12,20 +12,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errNoField says that a fact cannot be found because this kernel has no such
+// field: it will be no better next time.
+var errNoField = errors.New("this kernel has no such field")
+
 // calibrate finds the facts: a helper makes the call that sets a bit, and the
 // bit is what differs before and after. A fact that cannot be found so stays
 // unknown, and with it the values that need it. It runs once for each kernel
-// build; the cache keeps what it found.
-func (v *bpfView) calibrate() {
+// build; the cache keeps what it found, if nothing went wrong that may go right
+// the next time (complete).
+func (v *bpfView) calibrate() (complete bool) {
+	complete = true
 	for _, part := range []func(*calibration) error{
 		(*calibration).task, (*calibration).space, (*calibration).mdwe,
 		(*calibration).mdweNoInherit, (*calibration).onFault, (*calibration).speculation,
 		(*calibration).stops, (*calibration).futexes, (*calibration).pipes,
 	} {
-		// Whatever goes wrong here leaves facts unknown, which the values tell.
-		_ = withHelper(func(h *helper) error { return part(&calibration{v, h}) })
+		err := withHelper(func(h *helper) error { return part(&calibration{v, h}) })
+		if err != nil && !errors.Is(err, errNoField) && !errors.Is(err, errNoHelper) {
+			complete = false
+		}
 	}
 	v.knownVersions()
+	return complete
 }
 
 type calibration struct {
@@ -36,15 +45,14 @@ type calibration struct {
 // word reads an integer of the helper's task, or of a structure that a pointer
 // in its task leads to.
 func (c *calibration) word(through, f field) (uint64, error) {
-	tasks, err := c.v.tasks([]int{c.h.pid()})
+	b, err := c.asleep()
 	if err != nil {
 		return 0, err
 	}
-	b := tasks[0].b
 	if through != noField {
 		addr, ok := c.v.l.uint(b, through)
 		if !ok {
-			return 0, errFault
+			return 0, errNoField
 		}
 		structure, _, _ := strings.Cut(fieldPaths[f], ".")
 		if b, err = c.v.mem.peek(addr, c.v.l.span[structure]); err != nil {
@@ -53,9 +61,30 @@ func (c *calibration) word(through, f field) (uint64, error) {
 	}
 	w, ok := c.v.l.uint(b, f)
 	if !ok {
-		return 0, errFault
+		return 0, errNoField
 	}
 	return w, nil
+}
+
+// asleep reads the helper's task once it is off its CPU, waiting for the next
+// request: a running one has bits that come and go.
+func (c *calibration) asleep() ([]byte, error) {
+	for range 5000 {
+		tasks, err := c.v.tasks([]int{c.h.pid()})
+		if err != nil {
+			return nil, err
+		}
+		onCPU, ok1 := c.v.l.uint(tasks[0].b, fTOnCPU)
+		state, ok2 := c.v.l.uint(tasks[0].b, fTState)
+		if !ok1 || !ok2 {
+			return nil, errNoField
+		}
+		if onCPU == 0 && state != 0 { // TASK_RUNNING
+			return tasks[0].b, nil
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+	return nil, fmt.Errorf("waiting for a helper process: %w", unix.ETIMEDOUT)
 }
 
 // noField: the word is in the task itself.

@@ -356,3 +356,46 @@ func TestWrongKind(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestMoreKinds has the kinds that need memory to be made, so a child makes
+// them.
+func TestMoreKinds(t *testing.T) {
+	v, c := view(t), newChild(t)
+	kinds := make(map[int]Kind)
+	try := func(kind Kind, nr uintptr, args ...uint64) {
+		t.Helper()
+		fd, err := c.call(nr, args...)
+		if err != nil {
+			t.Logf("without %s: %v", kind, err)
+			return
+		}
+		kinds[int(fd)] = kind
+	}
+	name := fmt.Sprintf("crpipe-kernelview-%d", c.pid())
+	c.put(0, append([]byte(name), 0))
+	try(KindMqueue, unix.SYS_MQ_OPEN, c.page, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR, 0o600, 0)
+	if _, err := c.call(unix.SYS_MQ_UNLINK, c.page); err != nil {
+		t.Logf("unlinking a message queue: %v", err)
+	}
+	try(KindIOUring, unix.SYS_IO_URING_SETUP, 4, c.page+0x100)
+	// struct perf_event_attr {software, size 64, CPU clock}
+	try(KindPerf, unix.SYS_PERF_EVENT_OPEN, c.putWords(0x300, 1|64<<32, 0), 0, ^uint64(0), ^uint64(0), 0)
+	c.put(0x400, []byte("/dev/ptmx\x00/dev/pts/"))
+	if master, err := c.call(unix.SYS_OPEN, c.page+0x400, unix.O_RDWR|unix.O_NOCTTY, 0); err == nil {
+		kinds[int(master)] = KindTTY
+		c.must(unix.SYS_IOCTL, uint64(master), unix.TIOCSPTLCK, c.putWords(0x500, 0))
+		try(KindTTY, unix.SYS_IOCTL, uint64(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY)
+	}
+	if len(kinds) == 0 {
+		t.Skip("needs any of message queues, io_uring, perf events, terminals")
+	}
+	tables, err := v.Files([]int{c.pid()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range tables[0].FDs {
+		if want, ok := kinds[fd.FD]; ok && fd.File.Kind != want {
+			t.Errorf("descriptor %d: kind %q, want %q", fd.FD, fd.File.Kind, want)
+		}
+	}
+}

@@ -80,15 +80,6 @@ func openMemory() (*memory, error) {
 	return m, nil
 }
 
-// missingBPF tells apart why the kernel refuses BPF.
-func missingBPF(doing string, err error) error {
-	fix := "run as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYSLOG"
-	if errors.Is(err, unix.EPERM) {
-		return &MissingError{What: "the right to load BPF programs that read the kernel", Fix: fix, Err: fmt.Errorf("%s: %w", doing, unix.EPERM)}
-	}
-	return &MissingError{What: "BPF programs that read the kernel (Linux 5.17 or later, lockdown below confidentiality)", Fix: fix, Err: fmt.Errorf("%s: %w", doing, err)}
-}
-
 func gatherProgram(mapFD int) asm.Instructions {
 	main := asm.Instructions{
 		asm.LoadMapValue(asm.R6, mapFD, 0),

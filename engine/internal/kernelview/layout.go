@@ -166,7 +166,7 @@ func bitsSet(l *layout, b []byte, f field, x factName) Maybe[bool] {
 // those of Linux 6.1 to 6.18, with another field where these differ.
 var (
 	fTIFlags       = want("task_struct.thread_info.flags")
-	fTStack        = want("task_struct.stack")
+	fTState        = want("task_struct.__state")
 	fTFlags        = want("task_struct.flags")
 	fTOnCPU        = want("task_struct.on_cpu")
 	fTMM           = want("task_struct.mm")
