@@ -373,6 +373,9 @@ func TestEveryTask(t *testing.T) {
 			t.Errorf("process %d: %v", pid, err)
 			continue
 		}
+		if _, err := os.Stat("/proc/" + e.Name()); err != nil {
+			continue // ended meanwhile: its number may have been taken from it already
+		}
 		if threads[0].Tgid != pid {
 			t.Errorf("process %d has tgid %d", pid, threads[0].Tgid)
 		}
