@@ -67,6 +67,7 @@ func semaphore() uintptr {
 	if errno != 0 {
 		panic(errno)
 	}
+	ownIPC.semaphores = append(ownIPC.semaphores, id)
 	return id
 }
 
@@ -76,9 +77,17 @@ type sembuf struct {
 	flags int16
 }
 
-// Shared objects are removed at once when they are not needed by their id any more; a semaphore's
-// removal would wake its waiters.
-func removeSem(id uintptr) { _, _ = call(ownSys.Semctl, id, 0, unix.IPC_RMID) }
+// ownIPC are the System V objects that helperCalls has made. They outlive a process, and only their ids tell whose they are.
+var ownIPC struct{ semaphores, messages []uintptr }
+
+func removeIPC(semaphores, messages []uintptr) {
+	for _, id := range semaphores {
+		_, _ = call(ownSys.Semctl, id, 0, unix.IPC_RMID) // it may be gone already
+	}
+	for _, id := range messages {
+		_, _ = call(ownSys.Msgctl, id, unix.IPC_RMID, 0)
+	}
+}
 
 func newEpoll() uintptr {
 	fd, err := unix.EpollCreate1(0)
@@ -111,13 +120,11 @@ var blockingCalls = []blockingCall{
 		return [6]uintptr{id, ptr(kept(sembuf{op: -1})), 1}, func() {
 			const setval = 16
 			_, _ = call(ownSys.Semctl, id, 0, setval, 1)
-			time.Sleep(100 * time.Millisecond)
-			removeSem(id)
 		}
 	}},
 	{"semtimedop", "EINTR", "EAGAIN", func() ([6]uintptr, func()) {
 		id := semaphore()
-		return [6]uintptr{id, ptr(kept(sembuf{op: -1})), 1, relative()}, func() { time.Sleep(4 * callTime); removeSem(id) }
+		return [6]uintptr{id, ptr(kept(sembuf{op: -1})), 1, relative()}, nil
 	}},
 	{"rt_sigtimedwait", "EINTR", "EAGAIN", func() ([6]uintptr, func()) {
 		return [6]uintptr{ptr(kept(uint64(1 << 11))), 0, relative(), 8}, nil
@@ -180,11 +187,8 @@ var blockingCalls = []blockingCall{
 			panic(errno)
 		}
 		buf := kept([16]byte{1})
-		return [6]uintptr{id, ptr(kept([16]byte{})), 8}, func() {
-			_, _ = call(ownSys.Msgsnd, id, ptr(buf), 4, 0)
-			time.Sleep(100 * time.Millisecond)
-			_, _ = call(ownSys.Msgctl, id, unix.IPC_RMID, 0)
-		}
+		ownIPC.messages = append(ownIPC.messages, id)
+		return [6]uintptr{id, ptr(kept([16]byte{})), 8}, func() { _, _ = call(ownSys.Msgsnd, id, ptr(buf), 4, 0) }
 	}},
 	{"poll", "ERESTART_RESTARTBLOCK", "0", func() ([6]uintptr, func()) {
 		return [6]uintptr{0, 0, uintptr(callTime.Milliseconds())}, nil
@@ -296,12 +300,14 @@ func helperCalls() {
 			time.AfterFunc(2*callTime, wake)
 		}
 	}
-	fmt.Println(strings.Join(tids, " "))
+	// The parent removes them too: it may have to kill.
+	fmt.Println(strings.Join(tids, " "), ownIPC.semaphores, ownIPC.messages)
 	wg.Wait()
+	removeIPC(ownIPC.semaphores, ownIPC.messages)
 	for _, r := range results {
 		fmt.Println(r)
 	}
-	time.Sleep(4 * callTime) // until the wakers have cleaned up; the parent kills before
+	time.Sleep(time.Hour)
 }
 
 // helperHandler sleeps in epoll_wait with SIGUSR1 handled and unblocked.

@@ -128,7 +128,9 @@ func stopInvisibly(t *testing.T, h holder) {
 	tr := newTracer(t)
 	cmd, line, out := helper(t, "calls")
 	pid := cmd.Process.Pid
-	words := strings.Fields(line)
+	ids, ipc, _ := strings.Cut(line, " [")
+	t.Cleanup(func() { removeIPC(listed(ipc)) })
+	words := strings.Fields(ids)
 	if len(words) != len(blockingCalls) {
 		t.Fatalf("helper said %q", line)
 	}
@@ -199,6 +201,22 @@ func stopInvisibly(t *testing.T, h holder) {
 			t.Errorf("%s ended with %s, want %s", c.name, got, c.want)
 		}
 	}
+}
+
+// listed reads what helperCalls says of its System V objects: "1 2] [3]".
+func listed(s string) (semaphores, messages []uintptr) {
+	sems, msgs, _ := strings.Cut(s, "] [")
+	for _, l := range []struct {
+		text string
+		to   *[]uintptr
+	}{{sems, &semaphores}, {strings.TrimSuffix(msgs, "]"), &messages}} {
+		for _, w := range strings.Fields(l.text) {
+			if id, err := strconv.Atoi(w); err == nil && id >= 0 {
+				*l.to = append(*l.to, uintptr(id))
+			}
+		}
+	}
+	return semaphores, messages
 }
 
 // waitAsleep waits until a thread sleeps in a certain system call.
