@@ -53,8 +53,7 @@ func claimsExternal(d *object.Dumper, f *object.OpenFile) bool {
 		if use == nil || use.standard < 0 {
 			return false
 		}
-		view, err := d.View.Pipe(f.View.ID)
-		return err == nil && use.outside(ix, &view)
+		return use.look(ix, d.View) == nil && use.outside
 	case unix.S_IFSOCK:
 		return len(ix.standardNumbers(f)) > 0 && ix.outsideSocket(d, f)
 	}

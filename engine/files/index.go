@@ -1,6 +1,7 @@
 package files
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/object"
+	"crpipe/stream"
 )
 
 // index is what all descriptor tables of a tree hold, read once.
@@ -21,6 +23,8 @@ type index struct {
 	// the numbers of these descriptors.
 	ttys    map[uint64][]int32
 	sockets map[inode]bool
+
+	refs map[kernelview.ID]stream.Ref // of open files that have been dumped
 }
 
 // Holder is a descriptor that leads to an open file. Of processes that share a table it names the first.
@@ -30,7 +34,20 @@ type Holder struct {
 	File    *kernelview.File
 }
 
-type inode struct{ dev, ino uint64 }
+// inode is the identity of an inode: as the kernel view knows it, else by numbers.
+type inode struct {
+	id       kernelview.ID
+	dev, ino uint64
+}
+
+func inodeBy(view *kernelview.File, st *unix.Stat_t) inode {
+	if id, ok := view.Inode.Get(); ok && id != 0 {
+		return inode{id: id}
+	}
+	return inode{dev: uint64(st.Dev), ino: st.Ino}
+}
+
+func inodeOf(f *object.OpenFile) inode { return inodeBy(f.View, &f.Stat) }
 
 // pipeUse is how the tree holds a pipe.
 type pipeUse struct {
@@ -40,6 +57,26 @@ type pipeUse struct {
 	writers  uint32
 	reader   *Holder // a descriptor that can read; nil: none
 	standard int     // the lowest of 0, 1, 2 that leads to it in any process; -1: none
+
+	view    kernelview.Pipe // once seen
+	looked  bool
+	outside bool
+}
+
+// look asks the kernel view about the pipe, the first time, and whether the outside holds it too.
+func (use *pipeUse) look(ix *index, v kernelview.View) error {
+	if use.looked {
+		return nil
+	}
+	if len(use.files) == 0 {
+		return errors.New("internal error: a pipe without an open file")
+	}
+	view, err := v.Pipe(use.files[0].ID)
+	if err != nil {
+		return fmt.Errorf("looking at the pipe: %w", err)
+	}
+	use.view, use.outside, use.looked = view, use.isOutside(ix, &view), true
+	return nil
 }
 
 // The index of the last dump. A Dumper has no place for what a family wants to remember of the tree as a whole, and a
@@ -89,6 +126,7 @@ func buildIndex(d *object.Dumper) (*index, error) {
 		pipes:   map[inode]*pipeUse{},
 		ttys:    map[uint64][]int32{},
 		sockets: map[inode]bool{},
+		refs:    map[kernelview.ID]stream.Ref{},
 	}
 	var procs []*object.Process
 	var tids []int
@@ -135,8 +173,9 @@ func (ix *index) enter(h Holder) error {
 		return nil
 	}
 	var st unix.Stat_t
-	// Most of it is in the view, but stat gives the numbers that the kinds compare.
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", h.Process.Leader().TID, h.FD), &st); err != nil {
+	if id, ok := h.File.Inode.Get(); ok && id != 0 && h.File.Kind == kernelview.KindPipe {
+		st.Mode = unix.S_IFIFO
+	} else if err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", h.Process.Leader().TID, h.FD), &st); err != nil {
 		return h.Process.Error(fmt.Sprintf("fd %d", h.FD), fmt.Errorf("looking at it: %w", err))
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -149,13 +188,13 @@ func (ix *index) enter(h Holder) error {
 			slices.Sort(ix.ttys[rdev])
 		}
 	case unix.S_IFSOCK:
-		ix.sockets[inode{uint64(st.Dev), st.Ino}] = true
+		ix.sockets[inodeBy(h.File, &st)] = true
 	}
 	return nil
 }
 
 func (ix *index) enterPipe(h Holder, st *unix.Stat_t, first, standard bool) error {
-	key := inode{uint64(st.Dev), st.Ino}
+	key := inodeBy(h.File, st)
 	use := ix.pipes[key]
 	if use == nil {
 		use = &pipeUse{first: h, standard: -1}

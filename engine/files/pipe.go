@@ -39,8 +39,6 @@ type madePipe struct {
 	fill  uint64 // bytes written so far
 }
 
-func inodeOf(f *object.OpenFile) inode { return inode{uint64(f.Stat.Dev), f.Stat.Ino} }
-
 func claimsPipe(_ *object.Dumper, f *object.OpenFile) bool {
 	return isType(f, unix.S_IFIFO) && f.FD >= 0 && !isOPath(f)
 }
@@ -54,11 +52,10 @@ func dumpPipe(d *object.Dumper, f *object.OpenFile) (*pipeEndState, error) {
 	if use == nil {
 		return nil, fmt.Errorf("internal error: a pipe that no descriptor table holds")
 	}
-	view, err := d.View.Pipe(f.View.ID)
-	if err != nil {
-		return nil, fmt.Errorf("looking at the pipe: %w", err)
+	if err := use.look(ix, d.View); err != nil {
+		return nil, err
 	}
-	if use.outside(ix, &view) {
+	if use.outside {
 		return nil, &object.Unsupported{
 			What: "the other end of the pipe, or the same one, is also held outside of the tree",
 			Do:   fmt.Sprintf("dump the whole job, or pass --external '%s' and give it back at restore with --inherit", f.Link),
@@ -68,16 +65,16 @@ func dumpPipe(d *object.Dumper, f *object.OpenFile) (*pipeEndState, error) {
 	if err != nil {
 		return nil, err
 	}
-	ref, err := d.Once(pipeKey{inodeOf(f)}, func() (stream.Ref, error) { return addPipe(d, f, use, &view) })
+	ref, err := d.Once(pipeKey{inodeOf(f)}, func() (stream.Ref, error) { return addPipe(d, f, use) })
 	if err != nil {
 		return nil, err
 	}
 	return &pipeEndState{Pipe: ref, Flags: flags}, nil
 }
 
-// outside says whether anybody but the tree holds an end of the pipe: an open file that the tree has not, or one more
+// isOutside says whether anybody but the tree holds an end of the pipe: an open file that the tree has not, or one more
 // reference to an open file than the tree has descriptors.
-func (use *pipeUse) outside(ix *index, view *kernelview.Pipe) bool {
+func (use *pipeUse) isOutside(ix *index, view *kernelview.Pipe) bool {
 	if view.Readers > use.readers || view.Writers > use.writers {
 		return true
 	}
@@ -90,20 +87,14 @@ func (use *pipeUse) outside(ix *index, view *kernelview.Pipe) bool {
 }
 
 // addPipe adds the record of the pipe behind f, and its contents.
-func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse, view *kernelview.Pipe) (stream.Ref, error) {
-	from, err := f.Descriptor()
-	if err != nil {
-		return stream.Ref{}, err
-	}
-	size, err := unix.FcntlInt(uintptr(from), unix.F_GETPIPE_SZ, 0)
-	if err != nil {
-		return stream.Ref{}, fmt.Errorf("reading the capacity of the pipe: %w", err)
-	}
+func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse) (stream.Ref, error) {
+	size := int(use.view.Slots) * unix.Getpagesize()
 	var total uint64
-	for _, b := range view.Buffers {
+	for _, b := range use.view.Buffers {
 		total += uint64(b.Len)
 	}
 	var copied *sys.FD
+	var err error
 	if total > 0 {
 		if copied, err = copyPipe(f, use, size, total); err != nil {
 			return stream.Ref{}, err
@@ -121,7 +112,7 @@ func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse, view *kernelvie
 		ref = d.Add(pipeType, &pipeState{Size: uint32(size)})
 	}
 	if copied != nil {
-		buffers := view.Buffers
+		buffers := use.view.Buffers
 		d.AddBulk(ref, func(w *stream.Writer) error {
 			defer copied.Close()
 			return writePipe(w, ref, copied, buffers)

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "terminal": terminalProgram, "family": familyProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "family": familyProgram, "idle": func() error { return nil },
 	})
 }
 
@@ -298,7 +298,7 @@ func familyProgram() error {
 		if pid == 0 { // only raw calls from here on: the other threads of the runtime are not here
 			unix.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
 			for {
-				unix.RawSyscall(unix.SYS_SELECT, 0, 0, 0)
+				unix.RawSyscall(unix.SYS_PPOLL, 0, 0, 0)
 			}
 		}
 	}

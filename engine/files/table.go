@@ -55,9 +55,14 @@ func DumpTable(d *object.Dumper, p *object.Process) error {
 	p.Files, err = d.Once(key, func() (stream.Ref, error) {
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
 		for _, fd := range t.FDs {
-			ref, err := dumpDescriptor(d, p, fd)
-			if err != nil {
-				return stream.Ref{}, err
+			// One more descriptor of a file that is known. POSIX locks, though, belong to the process.
+			ref, known := ix.refs[fd.File.ID]
+			if locks, ok := fd.File.Locks.Get(); !known || locks || !ok {
+				var err error
+				if ref, err = dumpDescriptor(d, p, fd); err != nil {
+					return stream.Ref{}, err
+				}
+				ix.refs[fd.File.ID] = ref
 			}
 			s.Entries = append(s.Entries, TableEntry{FD: int32(fd.FD), Cloexec: fd.CloseOnExec, File: ref})
 		}
