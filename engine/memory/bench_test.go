@@ -51,6 +51,9 @@ func (v vector) Write(p []byte) (int, error) { return v.f.Write(p) }
 func (v vector) WriteVector(bufs ...[]byte) error {
 	for len(bufs) > 0 {
 		n, err := unix.Writev(int(v.f.Fd()), bufs)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -92,7 +95,7 @@ func BenchmarkDump(b *testing.B) {
 				if err := sys.Read(pid, at+arch.Addr(off), buf); err != nil {
 					b.Fatal(err)
 				}
-				if _, err := unix.Write(int(out.Fd()), buf); err != nil {
+				if err := (vector{out}).WriteVector(buf); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -302,7 +303,16 @@ func startSaying(t testing.TB, how string) (pid int, said []string) {
 		t.Fatal(err)
 	}
 	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
+	// On a thread of its own: a tracer that later got the thread that has forked the child would wait for it.
+	started, over := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-over
+	}()
+	if err := <-started; err != nil {
+		close(over)
 		t.Fatal(err)
 	}
 	pid = cmd.Process.Pid
@@ -310,6 +320,7 @@ func startSaying(t testing.TB, how string) (pid int, said []string) {
 		_ = cmd.Process.Kill()
 		_ = in.Close()
 		_ = cmd.Wait()
+		close(over)
 	})
 	lines := bufio.NewScanner(out)
 	for lines.Scan() && lines.Text() != "ready" {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -104,7 +105,7 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 		m.d.AddPlain(TypeAreas, &Areas{MM: ref, Areas: areas[:n]})
 		areas = areas[n:]
 	}
-	c := contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts}
+	c := contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts, ahead: runtime.GOMAXPROCS(0) > 2}
 	m.d.AddBulk(ref, func(w *stream.Writer) error {
 		if err := c.write(w, ref); err != nil {
 			return m.p.Error("", err)

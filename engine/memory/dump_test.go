@@ -1,10 +1,14 @@
 package memory
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"os"
 	"strings"
 	"testing"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -74,5 +78,64 @@ func TestSharedOnce(t *testing.T) {
 	// vdso, test program, mm of a; mm of b; the numbers are given out in order.
 	if refs[2].ID-refs[0].ID != 1 {
 		t.Errorf("the second process adds %d objects", refs[2].ID-refs[0].ID)
+	}
+}
+
+// limited is a destination that fails after some bytes.
+type limited struct{ left int }
+
+var errFull = errors.New("full")
+
+func (l *limited) Write(p []byte) (int, error) {
+	if len(p) > l.left {
+		n := l.left
+		l.left = 0
+		return n, errFull
+	}
+	l.left -= len(p)
+	return len(p), nil
+}
+
+// TestWriters compares the two ways of writing pages, whole and when the destination fails anywhere in between.
+func TestWriters(t *testing.T) {
+	pid := start(t, "fill 3")
+	maps, err := procfs.ReadMaps(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := contents{tid: pid, pageSize: os.Getpagesize()}
+	for _, v := range maps {
+		if v.Prot&procfs.ProtShared == 0 && !strings.HasPrefix(v.Path, "[v") {
+			c.parts = append(c.parts, part{start: v.Start, end: v.End, zeros: v.Inode != 0, readable: v.Prot&procfs.ProtRead != 0})
+		}
+	}
+	write := func(out io.Writer, ahead bool) error {
+		w, err := stream.NewWriter(out, stream.Header{Content: stream.ContentImage, Arch: "amd64", PageSize: os.Getpagesize()})
+		if err != nil {
+			return err
+		}
+		ref := stream.Ref{ID: w.NewRef(), Class: "mm"}
+		c.ahead = ahead
+		return errors.Join(w.Put(TypeMM, ref.ID, &MM{Auxv: []uint64{}}, nil), c.write(w, ref), w.End())
+	}
+	var one, two bytes.Buffer
+	if err := errors.Join(write(&one, false), write(&two, true)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(one.Bytes(), two.Bytes()) || one.Len() < 3<<20 {
+		t.Errorf("images of %d and %d bytes", one.Len(), two.Len())
+	}
+	for left := 0; left < one.Len(); left += one.Len()/20 + 1 {
+		for _, ahead := range []bool{false, true} {
+			if err := write(&limited{left}, ahead); !errors.Is(err, errFull) {
+				t.Errorf("a destination that takes %d bytes, reading ahead %v: %v", left, ahead, err)
+			}
+		}
+	}
+	c.tid = 1 << 30 // nobody
+	for _, ahead := range []bool{false, true} {
+		if err := write(io.Discard, ahead); err == nil {
+			t.Errorf("a process that does not exist was dumped, reading ahead %v", ahead)
+		}
 	}
 }

@@ -27,6 +27,7 @@ type contents struct {
 	tid      int
 	pageSize int
 	parts    []part // ascending
+	ahead    bool   // read while writing
 }
 
 // part is a mapping whose pages are kept.
@@ -112,11 +113,25 @@ func (b *buffer) dropZeros(pageSize int) {
 	b.segs, b.extra = out, b.segs
 }
 
-// write writes all pages. The target must stand still. Reading and writing overlap: the reader is one load ahead.
+// write writes all pages. The target must stand still.
 func (c *contents) write(w *stream.Writer, ref stream.Ref) error {
+	if c.ahead {
+		return c.writeAhead(w, ref)
+	}
+	r := reader{contents: c, b: getBuffer()}
+	defer r.b.put()
+	r.emit = func() error {
+		defer r.b.reset()
+		return r.b.write(w, ref)
+	}
+	return r.all()
+}
+
+// writeAhead is write with two threads, one of which reads while the other writes. It gains where there is a processor for
+// each of them and for the consumer; where there is not, it loses what moving the pages between caches costs.
+func (c *contents) writeAhead(w *stream.Writer, ref stream.Ref) error {
 	const loads = 3
-	full := make(chan *buffer, loads)
-	free := make(chan *buffer, loads)
+	full, free := make(chan *buffer, loads), make(chan *buffer, loads)
 	for range loads {
 		free <- getBuffer()
 	}
@@ -129,12 +144,9 @@ func (c *contents) write(w *stream.Writer, ref stream.Ref) error {
 		if failed == nil {
 			failed = b.write(w, ref)
 		}
-		if failed != nil {
-			b.err = failed
-		} else {
-			b.reset()
-		}
-		free <- b // an error in it tells the reader to stop
+		b.reset()
+		b.err = failed // tells the reader to stop
+		free <- b
 	}
 	for range loads {
 		(<-free).put()
@@ -142,47 +154,55 @@ func (c *contents) write(w *stream.Writer, ref stream.Ref) error {
 	return failed
 }
 
+// errStopped says that nobody wants more pages.
+var errStopped = errors.New("stopped")
+
 // produce reads all pages into buffers from free and hands them to full, which it closes at the end. A buffer that comes
 // with an error stops it; it hands on its own error in the last buffer. Every buffer is in one of the channels afterwards.
 func (c *contents) produce(free, full chan *buffer) {
 	defer close(full)
-	r := reader{contents: c, b: <-free, free: free, full: full}
+	r := reader{contents: c, b: <-free}
+	r.emit = func() error {
+		full <- r.b
+		r.b = <-free
+		if r.b.err != nil {
+			return errStopped
+		}
+		return nil
+	}
+	if err := r.all(); err != nil && !errors.Is(err, errStopped) {
+		r.b.err = err
+		full <- r.b
+		return
+	}
+	free <- r.b
+}
+
+// reader walks the pages of an address space.
+type reader struct {
+	*contents
+	b    *buffer
+	emit func() error // takes the buffer and leaves an empty one
+	mem  *sys.FD
+}
+
+// all reads all pages and emits them.
+func (r *reader) all() error {
 	err := r.run()
 	if err == nil && len(r.b.segs) > 0 {
 		err = r.flush()
 	}
 	_ = r.mem.Close() // only read from
-	if err == nil || errors.Is(err, errStopped) {
-		free <- r.b
-		return
-	}
-	r.b.err = err
-	full <- r.b
+	return err
 }
 
-// errStopped says that nobody wants more pages.
-var errStopped = errors.New("stopped")
-
-// reader walks the pages of an address space.
-type reader struct {
-	*contents
-	b          *buffer
-	free, full chan *buffer
-	mem        *sys.FD
-}
-
-// flush fills the buffer with the pages that it names, hands it on and gets another.
+// flush fills the buffer with the pages that it names, and emits it.
 func (r *reader) flush() error {
 	if err := r.fill(); err != nil {
 		return err
 	}
 	r.b.dropZeros(r.pageSize)
-	r.full <- r.b
-	r.b = <-r.free
-	if r.b.err != nil {
-		return errStopped
-	}
-	return nil
+	return r.emit()
 }
 
 // run flushes each full buffer; the last, partly filled one is left to the caller.
