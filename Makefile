@@ -9,7 +9,7 @@ TESTFLAGS   ?=
 PACKAGES    ?= ./...
 FUZZTIME    ?= 30s
 BENCHFLAGS  ?= -benchtime=1x
-GOLANGCI    ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2
+GOLANGCI    ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 COMMANDS    := cr-freeze cr-dump cr-filter cr-restore cr-thaw
 LDFLAGS     := -s -w $(if $(VERSION),-X crpipe/cmd/internal/cli.Version=$(VERSION))
@@ -41,13 +41,13 @@ vet:
 	$(GO) vet ./...
 
 vet-all: ## vet for every architecture, and what must build elsewhere
-	for arch in $(LINUX_ARCHS); do \
-		echo "vet linux/$$arch"; CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) vet ./... || exit 1; \
-	done
+	@failed=; for arch in $(LINUX_ARCHS); do \
+		echo "vet linux/$$arch"; CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) vet ./... || failed=1; \
+	done; test -z "$$failed"
 	$(MAKE) cross
 
 cross: ## cr-filter, stream and arch for systems without checkpoints
-	for os in darwin windows; do \
+	@for os in darwin windows; do \
 		echo "build $$os/amd64"; \
 		CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 $(GO) vet ./stream/... ./arch/... ./cmd/internal/cli ./cmd/cr-filter || exit 1; \
 		CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 $(GO) build -o /dev/null ./cmd/cr-filter || exit 1; \
@@ -58,12 +58,7 @@ lint: ## formatting and golangci-lint (fetched by go run; nothing of it is in go
 	$(GO) run $(GOLANGCI) run
 
 fuzz: ## every fuzz target for FUZZTIME
-	@set -e; $(GO) list ./... | while read -r pkg; do \
-		$(GO) test -list '^Fuzz' $$pkg </dev/null | grep '^Fuzz' | while read -r target; do \
-			echo "fuzz $$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg </dev/null; \
-		done || test $$? = 1 -a -z "$$($(GO) test -list '^Fuzz' $$pkg </dev/null | grep '^Fuzz')"; \
-	done
+	tools/fuzz.sh $(FUZZTIME)
 
 bench: ## dump and restore beside the raw limits of the same run (root)
 	$(GO) test -run '^$$' -bench . $(BENCHFLAGS) -timeout 30m ./bench/...
