@@ -18,7 +18,7 @@ import (
 )
 
 // zombieTime is how long a number may be held by a zombie that its parent is about to reap: init takes up to 2 s here.
-const zombieTime = 5 * time.Second
+const zombieTime = 10 * time.Second
 
 // checkPIDs makes sure that every number that the tree needs is free, and names who holds one that is not.
 func (rs *restoration) checkPIDs(ctx context.Context) error {

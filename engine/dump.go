@@ -98,6 +98,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 			err = errors.Join(err, held.Release())
 		}
 	}()
+	view.SetNow(held.State().At)
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	report(o.Progress, "looking", 0)
@@ -204,7 +205,7 @@ func dumpProcess(d *object.Dumper, p *object.Process, held *treeHold) (stream.Re
 		return stream.Ref{}, p.Error("", &object.Lacking{What: "the kernel view does not know whether it is a subreaper"})
 	}
 	s.Subreaper, s.StopSignal, s.Unwaited = subreaper, p.Job.StopSignal, p.Job.Unwaited
-	if err := held.Tracer().Do(func() (err error) { s.Signals, err = signals.DumpProcess(p); return err }); err != nil {
+	if err := held.Tracer().Do(func() (err error) { s.Signals, err = signals.DumpProcess(d.View, p); return err }); err != nil {
 		return stream.Ref{}, err
 	}
 	return d.Add(tasks.ProcessKind.Type, s), nil

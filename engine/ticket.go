@@ -10,6 +10,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/internal/freezer"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -35,6 +36,15 @@ type ticketState struct {
 	Way    string        `msgpack:"way"`              // "v2", "v1", "sigstop"; "none": the tree runs
 	Groups []ticketGroup `msgpack:"groups,omitempty"` // the frozen cgroups; the first one's directory is the lock
 	Roots  []int32       `msgpack:"roots,omitempty"`  // the processes that were asked for
+	At     ticketInstant `msgpack:"at"`
+}
+
+// ticketInstant is the moment at which everything stood still, in ns.
+type ticketInstant struct {
+	Realtime  int64 `msgpack:"realtime,omitempty"`
+	Monotonic int64 `msgpack:"monotonic,omitempty"`
+	Boottime  int64 `msgpack:"boottime,omitempty"`
+	TAI       int64 `msgpack:"tai,omitempty"`
 }
 
 type ticketGroup struct {
@@ -85,7 +95,7 @@ func (t *Ticket) Write(w io.Writer, producer string) error {
 	if err != nil {
 		return fmt.Errorf("writing the ticket: %w", err)
 	}
-	s := ticketState{BootID: t.state.BootID, PIDNS: t.state.PIDNS, ID: t.state.ID, Way: string(t.state.Way)}
+	s := ticketState{BootID: t.state.BootID, PIDNS: t.state.PIDNS, ID: t.state.ID, Way: string(t.state.Way), At: ticketInstant(t.state.At)}
 	for _, g := range t.state.Groups {
 		s.Groups = append(s.Groups, ticketGroup{g.Path, g.Transient, g.Already})
 	}
@@ -172,7 +182,7 @@ func ReadTicket(r io.Reader) (*Ticket, error) {
 // will be emptied and removed, must be named like one.
 func (t *Ticket) setHead(s *ticketState) error {
 	st := &t.state
-	st.BootID, st.PIDNS, st.ID, st.Way = s.BootID, s.PIDNS, s.ID, freezer.Way(s.Way)
+	st.BootID, st.PIDNS, st.ID, st.Way, st.At = s.BootID, s.PIDNS, s.ID, freezer.Way(s.Way), sys.Instant(s.At)
 	switch st.Way {
 	case freezer.WayV2, freezer.WayV1:
 		if len(s.Groups) == 0 {

@@ -56,7 +56,7 @@ func dumpTimerfd(d *object.Dumper, f *object.OpenFile) (*timerfdState, error) {
 		if !onKnown {
 			return nil, &object.Lacking{What: "the kernel view does not know the clock of the timer"}
 		}
-		more, err := missed(&v, on, left)
+		more, err := missed(d, &v, on, left)
 		if err != nil {
 			return nil, err
 		}
@@ -68,10 +68,10 @@ func dumpTimerfd(d *object.Dumper, f *object.OpenFile) (*timerfdState, error) {
 // missed returns how many times a periodic timer has expired since the expiry at which it stopped: the kernel counts
 // these when the timer is read (timerfd_read_iter in fs/timerfd.c). The next expiry, now + left, is Expires and a whole
 // number of intervals; the first of these leads to the first one that was missed.
-func missed(v *kernelview.Timerfd, clock int32, left int64) (uint64, error) {
-	now, err := clockNow(clock)
-	if err != nil {
-		return 0, err
+func missed(d *object.Dumper, v *kernelview.Timerfd, clock int32, left int64) (uint64, error) {
+	now, ok := d.View.Now(clock).Get()
+	if !ok {
+		return 0, &object.Lacking{What: fmt.Sprintf("the kernel view does not know the time of clock %d", clock)}
 	}
 	intervals := (now + left - v.Expires + v.Interval/2) / v.Interval
 	return uint64(max(intervals-1, 0)), nil

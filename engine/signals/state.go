@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -28,14 +29,14 @@ type Thread struct {
 }
 
 // DumpProcess looks at the signals of p.
-func DumpProcess(p *object.Process) (s Process, err error) {
+func DumpProcess(view kernelview.View, p *object.Process) (s Process, err error) {
 	if s.Pending, err = dumpQueue(p.Leader(), true, p.Leader().Status.ShdPnd); err != nil {
 		return s, err
 	}
 	if s.Itimers, err = dumpItimers(p); err != nil {
 		return s, err
 	}
-	s.Timers, err = dumpTimers(p)
+	s.Timers, err = dumpTimers(view, p)
 	return s, err
 }
 

@@ -80,17 +80,14 @@ func standsStill(v *kernelview.PosixTimer) bool {
 }
 
 // since returns how long ago, in ns, a timer that stands still fired; at least 1.
-func since(v *kernelview.PosixTimer) (int64, error) {
+func since(view kernelview.View, v *kernelview.PosixTimer) int64 {
 	on, ok1 := v.ExpiresOn.Get()
 	expires, ok2 := v.Expires.Get()
-	if !ok1 || !ok2 || on < 0 {
-		return 1, nil // a CPU clock, which stands still with the process
+	now, ok3 := view.Now(on).Get()
+	if !ok1 || !ok2 || !ok3 {
+		return 1 // a CPU clock, which stands still with the process
 	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(on, &now); err != nil {
-		return 0, fmt.Errorf("reading clock %d: %w", on, err)
-	}
-	return max(now.Nano()-expires, 1), nil
+	return max(now-expires, 1)
 }
 
 // standing returns the ids of the timers of p whose pending signal is made by the timer itself at restore.
@@ -105,8 +102,7 @@ func standing(p *object.Process) map[int32]bool {
 	return out
 }
 
-func dumpTimers(p *object.Process) ([]Timer, error) {
-	var err error
+func dumpTimers(view kernelview.View, p *object.Process) ([]Timer, error) {
 	timers, ok := p.View.Timers.Get()
 	if !ok {
 		return nil, p.Error("", &object.Lacking{What: "the kernel view does not know its POSIX timers"})
@@ -135,9 +131,7 @@ func dumpTimers(p *object.Process) ([]Timer, error) {
 			}
 			t.Left = max(left, 1)
 			if standsStill(&v) {
-				if t.Fired, err = since(&v); err != nil {
-					return nil, p.Error(name, err)
-				}
+				t.Fired = since(view, &v)
 			}
 			if on, ok := v.ExpiresOn.Get(); ok && on == unix.CLOCK_REALTIME && v.Clock == unix.CLOCK_REALTIME {
 				t.Expires = v.Expires.V

@@ -59,7 +59,7 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	if f.st, err = newState(way); err != nil {
 		return nil, err
 	}
-	if _, err := f.tree.grow(f.late); err != nil {
+	if _, err := f.tree.pass(); err != nil {
 		return nil, err
 	}
 	f.st.Roots = f.tree.roots
@@ -84,6 +84,9 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 			err = fmt.Errorf("%w (and undoing it: %w)", err, undo)
 		}
 		return nil, err
+	}
+	if f.st.At, err = sys.Now(); err != nil {
+		return nil, errors.Join(err, Thaw(f.st, ThawOptions{Partial: true}))
 	}
 	return f.st, nil
 }
@@ -253,7 +256,16 @@ func (f *freeze) describeAll() error {
 // by anybody who sends SIGCONT; nothing prevents that.
 func (f *freeze) byStop() error {
 	sent := map[int]bool{}
-	for {
+	const passes = 8 // it takes one for each generation; then it is a tree that forks as fast as it can
+	var caught *catcher
+	defer func() { caught.release() }()
+	for i := 0; ; i++ {
+		if i == passes && !f.o.Held {
+			var err error
+			if caught, err = f.catch(); err != nil {
+				return err
+			}
+		}
 		batch, err := f.nextToStop(sent)
 		if err != nil {
 			return err
@@ -268,14 +280,23 @@ func (f *freeze) byStop() error {
 				return usable(fmt.Errorf("stopping pid %d: %w", pid, err))
 			}
 		}
-		if err := f.waitStopped(sent); err != nil {
-			return err
+		if caught != nil && len(batch) == 0 {
+			caught.release() // what was caught stops as it is let go
+			caught = nil
 		}
-		fresh, err := f.tree.grow(f.late)
+		if caught == nil {
+			if err := f.waitStopped(sent); err != nil {
+				return err
+			}
+		}
+		fresh, err := f.tree.pass()
 		if err != nil {
 			return err
 		}
-		if len(fresh) == 0 && !slices.ContainsFunc(f.tree.live(), func(pid int) bool { return !sent[pid] }) {
+		if err := f.late(); err != nil {
+			return err
+		}
+		if caught == nil && len(fresh) == 0 && !slices.ContainsFunc(f.tree.live(), func(pid int) bool { return !sent[pid] }) {
 			return f.describeStopped()
 		}
 	}

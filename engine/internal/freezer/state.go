@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"crpipe/engine/internal/sys"
 )
 
 // Way is how a tree was stopped.
@@ -57,6 +59,9 @@ type State struct {
 	Groups []Group
 	Roots  []int // the processes that were asked for
 	Tasks  []Task
+	// At is the moment at which everything stood still. Times left are counted
+	// from it, however long the tree stays frozen.
+	At sys.Instant
 }
 
 // Options say what to freeze and how.

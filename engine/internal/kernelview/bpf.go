@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
 )
 
 // bpfView is the source that reads the kernel's memory.
@@ -72,10 +74,11 @@ func (v *bpfView) learn(o Options, base uint64) error {
 			return v.use(l, base)
 		}
 	}
-	l := new(layout)
-	if l.fields, err = resolveFields(); err != nil {
+	spec, err := kernelSpec()
+	if err != nil {
 		return err
 	}
+	l := &layout{fields: resolveFields(spec)}
 	if l.symbols, err = resolveSymbols(); err != nil {
 		return err
 	}
@@ -119,6 +122,12 @@ func (v *bpfView) Close() error {
 	v.files = nil
 	return v.mem.Close()
 }
+
+// SetNow is documented with View.
+func (v *bpfView) SetNow(i sys.Instant) { v.clocks.fixed = &i }
+
+// Now is documented with View.
+func (v *bpfView) Now(clock int32) Maybe[int64] { return v.clocks.now(clock) }
 
 // Source names the source.
 func (v *bpfView) Source() string { return "bpf" }

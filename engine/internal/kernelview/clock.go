@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
 )
 
 // clocks reads the kernel's clocks as the kernel counts them: its structures
@@ -13,6 +15,20 @@ import (
 // caller's.
 type clocks struct {
 	monotonic, boottime int64 // ns that the caller's time namespace adds
+	fixed               *sys.Instant
+}
+
+// read is clock_gettime(2), or what it was at the fixed moment.
+func (c clocks) read(clock int32) Maybe[int64] {
+	if c.fixed != nil {
+		t, ok := c.fixed.Clock(clock)
+		return Maybe[int64]{V: t, Known: ok}
+	}
+	var ts unix.Timespec
+	if unix.ClockGettime(clock, &ts) != nil {
+		return Maybe[int64]{}
+	}
+	return Is(ts.Nano())
 }
 
 // readClocks learns the caller's offsets. A kernel without time namespaces has
@@ -52,11 +68,14 @@ func (c clocks) now(clock int32) Maybe[int64] {
 	case unix.CLOCK_BOOTTIME_ALARM:
 		clock = unix.CLOCK_BOOTTIME
 	}
-	var ts unix.Timespec
-	if clock < 0 || unix.ClockGettime(clock, &ts) != nil {
+	if clock < 0 {
 		return Maybe[int64]{}
 	}
-	t := ts.Nano()
+	m := c.read(clock)
+	if !m.Known {
+		return m
+	}
+	t := m.V
 	switch clock {
 	case unix.CLOCK_MONOTONIC:
 		t -= c.monotonic

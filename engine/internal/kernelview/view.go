@@ -20,7 +20,11 @@
 // Kernel addresses never leave this package: not in results, errors or logs.
 package kernelview
 
-import "errors"
+import (
+	"errors"
+
+	"crpipe/engine/internal/sys"
+)
 
 // ID is the identity of one kernel object within one View: equal IDs are the
 // same object, different IDs are different objects. 0 is "there is none" (a
@@ -52,6 +56,15 @@ func (m Maybe[T]) Get() (T, bool) { return m.V, m.Known }
 type View interface {
 	// Close frees what the View holds. The IDs it gave out are void then.
 	Close() error
+
+	// SetNow fixes the moment from which all times left are counted, the one at
+	// which the tasks were stopped: two looks at a tree that stands still then
+	// say the same. Without it they are counted from the moment of each look.
+	SetNow(sys.Instant)
+
+	// Now is the time, in ns, of a clock that is not one of CPU time, at the
+	// moment of SetNow, in the initial time namespace as Expires values are.
+	Now(clock int32) Maybe[int64]
 
 	// Source names the source: "bpf" or "classical".
 	Source() string
