@@ -13,9 +13,8 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// resolveFields looks every field up in the BTF of the running kernel. What it
-// lacks stays locMissing.
-func resolveFields() ([]location, error) {
+// kernelSpec reads the BTF of the running kernel.
+func kernelSpec() (*btf.Spec, error) {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
 		return nil, &MissingError{
@@ -24,6 +23,11 @@ func resolveFields() ([]location, error) {
 			Err:  err,
 		}
 	}
+	return spec, nil
+}
+
+// resolveFields looks every field up. What the kernel lacks stays locMissing.
+func resolveFields(spec *btf.Spec) []location {
 	found := make([]location, len(fieldPaths))
 	types := make(map[string]btf.Type)
 	for i, path := range fieldPaths {
@@ -42,7 +46,7 @@ func resolveFields() ([]location, error) {
 		}
 		found[i] = member(t, rest)
 	}
-	return found, nil
+	return found
 }
 
 // structByName returns the structure of that name, or nil when there is none

@@ -1,0 +1,71 @@
+package kernelview
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+)
+
+// mayMiss are the fields that some kernel from 6.1 to 6.18 lacks, each of which
+// the code has another source for or tells as unknown.
+var mayMiss = []string{
+	"file.f_count",                           // until 6.12
+	"file.f_ref.refcnt",                      // since 6.13
+	"task_struct.rseq_len",                   // since 6.3
+	"task_struct.se.slice",                   // since 6.6
+	"task_struct.se.custom_slice",            // since 6.12
+	"signal_struct.timer_create_restore_ids", // since 6.15
+	"epitem.dying",                           // since 6.4
+}
+
+// TestResolveKernels resolves all fields in the running kernel's BTF, and in
+// every file of raw BTF that CRPIPE_TEST_BTF (a glob pattern) names.
+func TestResolveKernels(t *testing.T) {
+	specs := make(map[string]*btf.Spec)
+	if spec, err := btf.LoadKernelSpec(); err == nil {
+		specs["running"] = spec
+	}
+	others, err := filepath.Glob(os.Getenv("CRPIPE_TEST_BTF"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range others {
+		spec, err := btf.LoadSpec(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		specs[path] = spec
+	}
+	if len(specs) == 0 {
+		t.Skip("needs BTF of the running kernel, or CRPIPE_TEST_BTF")
+	}
+	for name, spec := range specs {
+		for i, f := range resolveFields(spec) {
+			path := fieldPaths[i]
+			switch {
+			case f.kind == locMissing && !slices.Contains(mayMiss, path):
+				t.Errorf("%s: %s is missing", name, path)
+			case !f.plausible():
+				t.Errorf("%s: %s lies at %+v", name, path, f)
+			}
+		}
+	}
+}
+
+// TestFieldPaths finds what is wanted twice, or cannot be a path.
+func TestFieldPaths(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, p := range fieldPaths {
+		if seen[p] || strings.Contains(p, "..") || strings.TrimSpace(p) != p {
+			t.Errorf("field %q", p)
+		}
+		seen[p] = true
+	}
+	if len(symbolNames)-int(symFirstFile) != len(fileKinds) {
+		t.Errorf("%d symbols of files, %d kinds", len(symbolNames)-int(symFirstFile), len(fileKinds))
+	}
+}
