@@ -93,6 +93,30 @@ func TestStandIns(t *testing.T) {
 	}
 }
 
+// A socket as stdin leads out of the tree when its other end was made there; a pair made inside does not.
+func TestStandardSockets(t *testing.T) {
+	view := filestest.View(t)
+	c := filestest.Start(t, "sockets")
+	got := refused(t, filestest.Look(t, filestest.Dumper(t, view, c.PID)))
+	if len(got) != 3 || len(got[1]) == 0 || len(got[2]) == 0 || len(got[30]) == 0 {
+		t.Errorf("refused %v, want 1 and 2, which are a pair, and 30, a pipe that is no standard descriptor any more", got)
+	}
+
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	c = filestest.Start(t, "idle", fmt.Sprintf("%s=%d", filestest.StdinVariable, pair[1]))
+	if err := unix.Close(pair[1]); err != nil {
+		t.Fatal(err)
+	}
+	text := filestest.Describe(t, filestest.Dump(t, filestest.Dumper(t, view, c.PID)), nil)
+	if !strings.Contains(text, `file.external {name="socket:[`) {
+		t.Errorf("stdin is not external\n%s", text)
+	}
+}
+
 // A terminal is not saved: standard descriptors on it, and whatever else is open on it, are external.
 func TestTerminal(t *testing.T) {
 	view := filestest.View(t)

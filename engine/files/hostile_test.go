@@ -2,6 +2,7 @@ package files_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -175,6 +176,36 @@ func TestFIFOInUse(t *testing.T) {
 	_, err = restore(t, []rec{{"pipe.fifo", m("path", fifo, "size", 65536)}}, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "is in use: it holds 4 bytes") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A file of a control group that is gone is replaced by the same file of the group above.
+func TestCgroupGone(t *testing.T) {
+	const dir = "/sys/fs/cgroup/cpu"
+	if _, err := os.Stat(dir + "/cpu.shares"); err != nil {
+		t.Skipf("needs a cgroup v1 hierarchy of its own for cpu: %v", err)
+	}
+	for _, c := range []struct {
+		cgroup     bool
+		path, want string
+	}{{true, dir + "/gone/gone/cpu.shares", dir + "/cpu.shares"}, {false, dir + "/gone/gone/cpu.shares", ""}, {true, dir + "/gone/cpu.nothing", ""}, {true, "/gone/cpu.shares", ""}} {
+		r, err := restore(t, []rec{{"file.regular", m("path", c.path, "flags", 0, "mode", unix.S_IFREG|0o644, "size", 0, "cgroup", c.cgroup)}}, nil, nil)
+		if c.want == "" {
+			if !errors.Is(err, unix.ENOENT) {
+				t.Errorf("%s: error %v", c.path, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := r.File(ref(1, "file"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); got != c.want {
+			t.Errorf("%s: opened %s, %v", c.path, got, err)
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "family": familyProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "idle": func() error { return nil },
 	})
 }
 
@@ -274,6 +274,20 @@ func threadsProgram() error {
 		select {}
 	}()
 	return <-done
+}
+
+// socketsProgram has both ends of a pair as stdout and stderr.
+func socketsProgram() error {
+	a := &at{}
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	a.dup(1, 30, 0) // says that the program is ready
+	a.move(p[0], 1)
+	a.move(p[1], 2)
+	a.write(30, []byte("ready\n"))
+	return a.err
 }
 
 // terminalProgram has a controlling terminal as stderr, once more at 20, and as /dev/tty at 21.

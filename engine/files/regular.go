@@ -1,6 +1,7 @@
 package files
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,8 @@ import (
 // The path is checked at dump: a file whose path leads to another file by now (replaced, mounted over) is refused
 // rather than mistaken. One whose name is gone is a deleted file, see deleted.go, unless other names of it remain.
 //
+// A file of a control group that is not there any more is replaced, see cgroup.go.
+//
 // Lost: O_TMPFILE in F_GETFL of a file that was linked into the file system later.
 type regularState struct {
 	Path  string `msgpack:"path"`
@@ -24,6 +27,8 @@ type regularState struct {
 	Mode  uint32 `msgpack:"mode"`  // st_mode at dump
 	Size  int64  `msgpack:"size"`  // bytes, at dump
 	Pos   int64  `msgpack:"pos,omitempty"`
+
+	Cgroup bool `msgpack:"cgroup,omitempty"` // it belongs to a control group
 }
 
 // File systems (linux/magic.h) whose files do something when they are opened or cannot be opened by name.
@@ -65,17 +70,27 @@ func dumpRegular(_ *object.Dumper, f *object.OpenFile) (*regularState, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &regularState{Path: p, Flags: flags, Mode: f.Stat.Mode, Size: f.Stat.Size, Pos: pos}, nil
+	return &regularState{Path: p, Flags: flags, Mode: f.Stat.Mode, Size: f.Stat.Size, Pos: pos, Cgroup: onCgroup(fsType(f))}, nil
 }
 
-func restoreRegular(_ *object.Restorer, _ stream.Ref, s *regularState) (int, error) {
+func restoreRegular(r *object.Restorer, _ stream.Ref, s *regularState) (int, error) {
 	if err := checkFlags(s.Flags, openFlags&^unix.O_PATH); err != nil {
 		return -1, err
 	}
 	if s.Mode&unix.S_IFMT != unix.S_IFREG || s.Pos < 0 || s.Size < 0 {
 		return -1, object.BadImagef("%s: mode %#o, size %d or position %d of a regular file is impossible", clip(s.Path), s.Mode, s.Size, s.Pos)
 	}
-	pinned, st, err := pin(s.Path, unix.S_IFREG, s.Flags&unix.O_NOFOLLOW != 0)
+	p := s.Path
+	pinned, st, err := pin(p, unix.S_IFREG, s.Flags&unix.O_NOFOLLOW != 0)
+	if errors.Is(err, unix.ENOENT) && s.Cgroup {
+		if other := cgroupStandIn(p); other != "" {
+			if r.Warn != nil {
+				r.Warn("%s is not there any more, %s stands in for it", p, other)
+			}
+			p = other
+			pinned, st, err = pin(p, unix.S_IFREG, s.Flags&unix.O_NOFOLLOW != 0)
+		}
+	}
 	if err != nil {
 		return -1, err
 	}
@@ -83,13 +98,13 @@ func restoreRegular(_ *object.Restorer, _ stream.Ref, s *regularState) (int, err
 	if need := min(s.Pos, s.Size); st.Size < need {
 		return -1, fmt.Errorf("%s has %d bytes now and was open at byte %d of %d", s.Path, st.Size, s.Pos, s.Size)
 	}
-	fd, err := openPinned(s.Path, pinned, st, s.Flags)
+	fd, err := openPinned(p, pinned, st, s.Flags)
 	if err != nil {
-		return -1, fmt.Errorf("opening %s: %w", s.Path, err)
+		return -1, fmt.Errorf("opening %s: %w", p, err)
 	}
 	if err := seek(fd, s.Pos); err != nil {
 		_ = unix.Close(fd)
-		return -1, fmt.Errorf("%s: %w", s.Path, err)
+		return -1, fmt.Errorf("%s: %w", p, err)
 	}
 	return fd, nil
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,11 +60,12 @@ func Main(m *testing.M, programs map[string]func() error) {
 // OwnMounts asks Start for a mount namespace.
 const OwnMounts = "CRPIPE_FILESTEST_MOUNTS=own"
 
+// StdinVariable says which descriptor of the test becomes stdin, instead of a pipe.
+const StdinVariable = "CRPIPE_FILESTEST_STDIN"
+
 // Child is a program that holds files, stopped.
 type Child struct {
-	PID    int
-	Stdin  *os.File // our ends of its standard pipes
-	Stdout *os.File
+	PID int
 }
 
 // Start starts the program and stops it when it is ready. Its stdin and stdout are pipes to the test, its stderr is
@@ -77,9 +79,26 @@ func Start(t testing.TB, program string, env ...string) *Child {
 	if slices.Contains(env, OwnMounts) {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS
 	}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+	given := false
+	for _, v := range env {
+		if n, ok := strings.CutPrefix(v, StdinVariable+"="); ok {
+			fd, err := strconv.Atoi(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := dupFile(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			cmd.Stdin, given = f, true
+		}
+	}
+	if !given {
+		// Closed by Wait, which the cleanup calls: the child ends by then at the latest.
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -88,7 +107,7 @@ func Start(t testing.TB, program string, env ...string) *Child {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c := &Child{PID: cmd.Process.Pid, Stdin: stdin.(*os.File), Stdout: stdout.(*os.File)}
+	c := &Child{PID: cmd.Process.Pid}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have been ended by the test
 		_ = cmd.Wait()
@@ -100,6 +119,14 @@ func Start(t testing.TB, program string, env ...string) *Child {
 	}
 	c.Stop(t)
 	return c
+}
+
+func dupFile(fd int) (*os.File, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(n), "stdin"), nil
 }
 
 // Stop stops the child, all its threads.
