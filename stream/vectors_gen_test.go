@@ -130,6 +130,25 @@ func generateVectors(t testing.TB) []vector {
 			j := bytes.LastIndex(ok, []byte("end\x00"))
 			return append(bytes.Clone(ok[:i]), ok[j:]...)
 		}()},
+		{"corrupt-end-count-only", "corrupt", "the end counts a record too many, its sum is right", "", func() []byte {
+			end := records(ok)[len(records(ok))-1]
+			b := bytes.Clone(ok)
+			at := len(ok) - len(end) + headSize + 1 + 6 // the fixint after the key "count"
+			b[at]++
+			crc := crc32.Update(crc32.Checksum(b[len(ok)-len(end):][:crcOffset], castagnoli), castagnoli, b[len(ok)-len(end)+headSize:])
+			binary.LittleEndian.PutUint32(b[len(ok)-len(end)+crcOffset:], crc)
+			return b
+		}()},
+		{"malformed-end-wide", "metadata", "an end that is not in its shortest form", "", func() []byte {
+			end := records(ok)[len(records(ok))-1]
+			wide := append([]byte{0x82, codeStr8, 5}, end[headSize+2:]...)
+			r := Record{Type: TypeEnd, Meta: wide}
+			var head [headSize]byte
+			r.putHead(&head)
+			crc := crc32.Update(crc32.Checksum(head[:crcOffset], castagnoli), castagnoli, wide)
+			binary.LittleEndian.PutUint32(head[crcOffset:], crc)
+			return append(append(bytes.Clone(ok[:len(ok)-len(end)]), head[:]...), wide...)
+		}()},
 		{"corrupt-end-sum", "corrupt", "two records have changed places", "", func() []byte {
 			b := newBuild(t).rec("note.a", 0, 0, Map{{"n", 1}}, nil).rec("note.b", 0, 0, Map{{"n", 2}}, nil).end()
 			n := headSize + 4
