@@ -281,6 +281,12 @@ func (j *Job) reap() {
 	j.reapRoot()
 	j.lock.Lock()
 	defer j.lock.Unlock()
+	// A task that was made and killed while nobody looked became our child as well: it is known by its session.
+	for _, pid := range children() {
+		if s, err := readStat(pid); err == nil && s.state == 'Z' && s.sid == j.session() {
+			j.known[pid] = true
+		}
+	}
 	for pid := range j.known {
 		if j.started != nil && pid == j.started.Process.Pid && j.Restore == 0 {
 			continue // os/exec waits for that one
@@ -290,6 +296,9 @@ func (j *Job) reap() {
 		}
 	}
 }
+
+// session is the session that the job was started in.
+func (j *Job) session() int { return j.started.Process.Pid }
 
 // WaitGone waits until the whole tree has been killed and reaped, so that its pids are free.
 func (j *Job) WaitGone() {

@@ -28,6 +28,7 @@ type stat struct {
 	comm  string
 	state byte
 	ppid  int
+	sid   int
 	start uint64 // clock ticks since boot: with the pid, who a task is
 }
 
@@ -44,11 +45,15 @@ func parseStat(data []byte) (stat, error) {
 	if err != nil {
 		return stat{}, err
 	}
+	sid, err := strconv.Atoi(f[3])
+	if err != nil {
+		return stat{}, err
+	}
 	start, err := strconv.ParseUint(f[19], 10, 64)
 	if err != nil {
 		return stat{}, err
 	}
-	return stat{comm: string(data[open+1 : end]), state: f[0][0], ppid: ppid, start: start}, nil
+	return stat{comm: string(data[open+1 : end]), state: f[0][0], ppid: ppid, sid: sid, start: start}, nil
 }
 
 func readStat(pid int) (stat, error) {
@@ -125,6 +130,23 @@ func Threads(pid int) []int {
 		}
 	}
 	return tids
+}
+
+// children are the child processes of this one.
+func children() []int {
+	var pids []int
+	for _, tid := range Threads(os.Getpid()) {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", tid))
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // StatusLine is the value of a line of /proc/TID/status.
