@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -271,19 +272,41 @@ func (rs *restoration) groupStop(p *process, sig unix.Signal) error {
 	return nil
 }
 
+// passOn sends again what others have sent to the new tasks in the meantime: they get it as the first thing they do.
+func (rs *restoration) passOn(all []*tracee.Task) error {
+	for _, k := range all {
+		for i := range k.Kept {
+			info := &k.Kept[i]
+			sig := unix.Signal(binary.NativeEndian.Uint32(info[:]))
+			if err := sys.RtTgsigqueueinfo(k.Pid, k.Tid, sig, info); err != nil {
+				// What the kernel or kill(2) has sent may not be sent with its siginfo by another task.
+				if err := sys.Tgkill(k.Pid, k.Tid, sig); err != nil {
+					return fmt.Errorf("pid %d: passing on %s: %w", k.Tid, sys.SignalName(sig), err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
 func (rs *restoration) letGo() (*Restored, error) {
 	if err := rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 }); err != nil {
 		return nil, err
 	}
 	var all []*tracee.Task
-	for _, p := range rs.procs {
-		if err := rs.setFinal(p); err != nil {
-			return nil, fmt.Errorf("process %d: %w", p.state.PID, err)
+	if err := rs.tracer.Do(func() error { // one visit to the tracer's thread for all
+		for _, p := range rs.procs {
+			if err := rs.setFinal(p); err != nil {
+				return fmt.Errorf("process %d: %w", p.state.PID, err)
+			}
+			for _, t := range p.threads {
+				all = append(all, t.task)
+			}
 		}
-		for _, t := range p.threads {
-			all = append(all, t.task)
-		}
+		return rs.passOn(all)
+	}); err != nil {
+		return nil, err
 	}
 	var roots []int
 	for _, x := range rs.forest.Roots {
