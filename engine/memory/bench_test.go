@@ -91,7 +91,8 @@ func BenchmarkDump(b *testing.B) {
 		buf := make([]byte, maxPages)
 		b.SetBytes(int64(size))
 		for range b.N {
-			for off := 0; off < size; off += len(buf) {
+			for off := 0; off < size; off += maxPages {
+				buf = buf[:min(maxPages, size-off)]
 				if err := sys.Read(pid, at+arch.Addr(off), buf); err != nil {
 					b.Fatal(err)
 				}

@@ -107,9 +107,11 @@ func fillChild(mib int, content byte) error {
 }
 
 const (
-	page    = 4096
-	private = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
-	rw      = unix.PROT_READ | unix.PROT_WRITE
+	page = 4096
+	// memfdSecret is the number of memfd_secret(2), which x/sys lacks on some architectures.
+	memfdSecret = 447
+	private     = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	rw          = unix.PROT_READ | unix.PROT_WRITE
 )
 
 // zoo makes one mapping of every sort that is kept.
@@ -231,7 +233,7 @@ func strange(dir string) error {
 	if mem, err := unix.MemfdCreate("mine", 0); err == nil && unix.Ftruncate(mem, page) == nil {
 		try("memfd", 1, rw, unix.MAP_SHARED, mem)
 	}
-	if secret, ok := fd(unix.SYS_MEMFD_SECRET); ok && unix.Ftruncate(secret, page) == nil {
+	if secret, ok := fd(memfdSecret); ok && unix.Ftruncate(secret, page) == nil {
 		try("secret", 1, rw, unix.MAP_SHARED, secret)
 	}
 	if id, ok := fd(unix.SYS_SHMGET, unix.IPC_PRIVATE, page, 0o600); ok {

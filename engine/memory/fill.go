@@ -45,7 +45,7 @@ type Filler struct {
 type target struct {
 	space *Space
 	tid   int
-	mem   *sys.FD // /proc/TID/mem, which writes where the mapping forbids it
+	mem   *sys.FD // /proc/TID/mem, which writes where the mapping forbids it; opened when first wanted
 	shm   *shmHandle
 }
 
@@ -88,11 +88,7 @@ func (f *Filler) Map(ref stream.Ref, tid int) error {
 	if space == nil {
 		return object.BadImagef("object %d is not an address space", ref.ID)
 	}
-	mem, err := sys.Open(procfs.Path(tid, "mem"), unix.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	f.targets[ref.ID] = &target{space: space, tid: tid, mem: mem}
+	f.targets[ref.ID] = &target{space: space, tid: tid}
 	return nil
 }
 
@@ -160,6 +156,9 @@ func (f *Filler) Put(rec *stream.Record) error {
 	if err != nil {
 		return object.BadImagef("%v: %w", rec, err)
 	}
+	if err := to.prepare(pieces); err != nil {
+		return err
+	}
 	l := &load{}
 	if f.lent != nil && &f.lent[0] == &data[0] {
 		l.data, f.lent = f.lent, nil
@@ -169,6 +168,20 @@ func (f *Filler) Put(rec *stream.Record) error {
 		data = l.data[:len(data)]
 	}
 	f.share(job{to: to, at: meta.Addr, data: data, pieces: pieces, load: l})
+	return nil
+}
+
+// prepare opens /proc/TID/mem where it is wanted.
+func (t *target) prepare(pieces []piece) error {
+	for _, p := range pieces {
+		if p.forced && t.mem == nil {
+			mem, err := sys.Open(procfs.Path(t.tid, "mem"), unix.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			t.mem = mem
+		}
+	}
 	return nil
 }
 

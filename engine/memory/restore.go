@@ -54,6 +54,9 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 	if i := s.find(keep[0]); i < len(s.areas) && s.areas[i].start < keep[1] {
 		return fmt.Errorf("laying out memory: internal error: the arena at %v is in the way", keep[0])
 	}
+	if s.MM.Dumpable == 2 {
+		r.Warn("a process that could dump core only for root (fs.suid_dumpable is 2) will not dump core")
+	}
 	b.Call(nr.Munmap, 0, keep[0]).Note("everything below the arena")
 	b.Call(nr.Munmap, keep[1], s.arch.TaskSize-keep[1]).Note("everything above the arena")
 	for bit := uint32(1); bit <= s.MM.Membarrier; bit <<= 1 {

@@ -3,6 +3,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -37,21 +38,25 @@ func restoreShm(r *object.Restorer, ref stream.Ref, s *Shm) error {
 }
 
 func makeShm(s *Shm) (*sys.FD, error) {
-	flags := uintptr(unix.MAP_SHARED | unix.MAP_ANONYMOUS)
+	flags := unix.MAP_SHARED | unix.MAP_ANONYMOUS
 	if s.NoReserve {
 		flags |= unix.MAP_NORESERVE
 	}
-	at, _, errno := unix.Syscall6(unix.SYS_MMAP, 0, uintptr(s.Size), unix.PROT_READ|unix.PROT_WRITE, flags, ^uintptr(0), 0)
-	if errno != 0 {
-		return nil, errno
+	if s.Size > math.MaxInt/2 {
+		return nil, unix.ENOMEM // on a 32-bit build
 	}
-	size := (uintptr(s.Size) + uintptr(os.Getpagesize()) - 1) &^ (uintptr(os.Getpagesize()) - 1)
-	fd, err := sys.Open(fmt.Sprintf("/proc/self/map_files/%x-%x", at, at+size), unix.O_RDWR, 0)
+	page := os.Getpagesize()
+	size := (int(s.Size) + page - 1) &^ (page - 1)
+	at, err := unix.MmapPtr(-1, 0, nil, uintptr(s.Size), unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := sys.Open(fmt.Sprintf("/proc/self/map_files/%x-%x", uintptr(at), uintptr(at)+uintptr(size)), unix.O_RDWR, 0)
 	if errors.Is(err, unix.EPERM) {
 		err = &object.Lacking{What: "opening shared memory through /proc/self/map_files", Err: err, Do: "it needs CAP_CHECKPOINT_RESTORE"}
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_MUNMAP, at, size, 0); errno != 0 && err == nil {
-		err = errors.Join(fmt.Errorf("unmapping it: %w", errno), fd.Close())
+	if unmap := unix.MunmapPtr(at, uintptr(size)); unmap != nil && err == nil {
+		err = errors.Join(fmt.Errorf("unmapping it: %w", unmap), fd.Close())
 	}
 	if err != nil {
 		return nil, err
