@@ -223,6 +223,7 @@ func strange(dir string) error {
 		return int(r), errno == 0
 	}
 	var made []string
+	var open []*os.File // or their finalizers close them
 	try := func(name string, pages, prot, flags, fd int) uintptr {
 		at, err := mm(pages, prot, flags, fd, 0)
 		if err == nil {
@@ -255,7 +256,14 @@ func strange(dir string) error {
 	gone := filepath.Join(dir, "shared")
 	if f, err := os.Create(gone); err == nil && f.Truncate(page) == nil {
 		try("shared mapping of a deleted file", 1, rw, unix.MAP_SHARED, int(f.Fd()))
+		_ = f.Close()
 		_ = os.Remove(gone)
+	}
+	held := filepath.Join(dir, "held")
+	if f, err := os.Create(held); err == nil && f.Truncate(page) == nil {
+		open = append(open, f)
+		try("deleted file that is also open", 1, unix.PROT_READ, unix.MAP_PRIVATE, int(f.Fd()))
+		_ = os.Remove(held)
 	}
 	twice := filepath.Join(dir, "twice")
 	if f, err := os.Create(twice); err == nil && f.Truncate(page) == nil && os.Link(twice, twice+"2") == nil {
@@ -272,8 +280,11 @@ func strange(dir string) error {
 		}
 	}
 	fmt.Println(strings.Join(made, ","))
+	heldFiles = open
 	return nil
 }
+
+var heldFiles []*os.File
 
 // zeroed returns the address of n bytes of zeros that stay where they are.
 func zeroed(n int) uintptr {

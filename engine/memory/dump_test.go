@@ -18,7 +18,9 @@ func TestRefusals(t *testing.T) {
 	needRoot(t)
 	pid, said := startSaying(t, "strange "+t.TempDir())
 	d := newDumper(t)
-	if err := Dump(d, process(t, pid)); err != nil {
+	p := process(t, pid)
+	d.Processes = []*object.Process{p}
+	if err := Dump(d, p); err != nil {
 		t.Fatal(err)
 	}
 	err := d.Refusals()

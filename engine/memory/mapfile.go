@@ -112,8 +112,33 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 	if name == link {
 		return mapped{}, object.Unsupportedf("the file has no name that can be found")
 	}
+	if err := m.heldOpen(&st); err != nil {
+		return mapped{}, err
+	}
 	f.Path, f.Deleted, f.Mode, f.UID, f.GID = name, true, st.Mode&0o7777, st.Uid, st.Gid
 	return m.addFile(fileKey{st.Dev, st.Ino, link}, f, path)
+}
+
+// heldOpen refuses a deleted file that a descriptor of the tree leads to as well. The descriptor's record makes a file of its
+// own at restore, and what is written through it would not be seen in the mapping any more.
+func (m *mmDump) heldOpen(st *unix.Stat_t) error {
+	for _, p := range m.d.Processes {
+		if p.Zombie {
+			continue
+		}
+		dir := procfs.Path(p.Leader().TID, "fd")
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			var at unix.Stat_t
+			if unix.Stat(dir+"/"+e.Name(), &at) == nil && at.Dev == st.Dev && at.Ino == st.Ino {
+				return object.Unsupportedf("a deleted file that is also open (descriptor %s of pid %d) cannot be checkpointed", e.Name(), p.PID)
+			}
+		}
+	}
+	return nil
 }
 
 func (m *mmDump) addFile(key fileKey, f *File, path string) (mapped, error) {
