@@ -54,7 +54,7 @@ cross: ## cr-filter, stream and arch for systems without checkpoints
 	done
 
 lint: ## formatting and golangci-lint (fetched by go run; nothing of it is in go.mod)
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	$(GO) run $(GOLANGCI) run
 
 fuzz: ## every fuzz target for FUZZTIME
