@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type bpfView struct {
 	ids   map[uint64]ID // by address
 	files []openFile    // by ID; of kind KindUnknown where it is no file
 
+	cpuMaskSize int                     // bytes of a mask of CPUs that is allocated by itself
 	baseClocks  map[uint64]Maybe[int32] // clock of an hrtimer base, by its address
 	speculation bool                    // tasks can be given speculation controls on this machine
 }
@@ -54,6 +56,7 @@ func openBPF(o Options) (*bpfView, error) {
 		return nil, err
 	}
 	v.speculation = speculationControlled()
+	v.cpuMaskSize = cpuMaskSize()
 	return v, nil
 }
 
@@ -188,6 +191,22 @@ func (v *bpfView) gatherMap(addrs []uint64, size int) (map[uint64][]byte, error)
 		return nil, err
 	}
 	return found, nil
+}
+
+// cpuMaskSize is how long a CPU mask is that the kernel allocates at run time:
+// long enough for the possible CPUs, in words. Its type cpumask_t is as long as
+// the build allows, and behind a shorter one lies something else. 0: unknown.
+func cpuMaskSize() int {
+	b, err := os.ReadFile("/sys/devices/system/cpu/possible") // e.g. 0-3,8
+	if err != nil {
+		return 0
+	}
+	s := strings.TrimSpace(string(b))
+	last, err := strconv.Atoi(s[strings.LastIndexAny(s, "-,")+1:])
+	if err != nil || last < 0 || last >= 1<<16 {
+		return 0
+	}
+	return (last/64 + 1) * 8
 }
 
 // mayUseBPF tells whether this process has the capabilities to load the

@@ -69,7 +69,7 @@ func (v *bpfView) related(links []taskLinks) (*related, error) {
 	r.ioc = read(func(l *taskLinks) uint64 { return l.ioc }, v.l.span["io_context"])
 	r.policy = read(func(l *taskLinks) uint64 { return l.policy }, v.l.span["mempolicy"])
 	r.undo = read(func(l *taskLinks) uint64 { return l.undo }, v.l.span["sem_undo_list"])
-	r.cpus = read(func(l *taskLinks) uint64 { return l.cpus }, int(v.l.fields[fTCPUsMask].size))
+	r.cpus = read(func(l *taskLinks) uint64 { return l.cpus }, v.cpuMaskSize)
 	if err != nil {
 		return nil, err
 	}

@@ -222,7 +222,6 @@ var (
 	fTUtime        = want("task_struct.utime")
 	fTStime        = want("task_struct.stime")
 	fTUserCPUs     = want("task_struct.user_cpus_ptr")
-	fTCPUsMask     = want("task_struct.cpus_mask")
 	fTBreakpoints  = want("task_struct.thread.ptrace_bps")
 	fTIOBitmap     = want("task_struct.thread.io_bitmap")
 	fTIOPL         = want("task_struct.thread.iopl_emul")

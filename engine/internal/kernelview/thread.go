@@ -62,7 +62,7 @@ type Thread struct {
 	ResetOnFork  Maybe[bool]     // SCHED_FLAG_RESET_ON_FORK
 	SchedSlice   Maybe[uint64]   // ns; the slice that is in force
 	CustomSlice  Maybe[bool]     // the slice was asked for with sched_setattr(2)
-	UserAffinity Maybe[[]uint64] // the mask of sched_setaffinity(2), kept across cpuset changes; nil: never called
+	UserAffinity Maybe[[]uint64] // the mask of sched_setaffinity(2) that outlives cpuset changes; nil: none is kept (never called; always before 6.2)
 
 	// Hardware and x86 leftovers. Known(false) and Known(0) are the ordinary case.
 	Breakpoints Maybe[bool]      // debug registers set through ptrace

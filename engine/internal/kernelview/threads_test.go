@@ -107,7 +107,11 @@ func TestThreadState(t *testing.T) {
 	c.must(unix.SYS_GET_ROBUST_LIST, 0, c.page+0x700, c.page+0x708)
 	same(t, "robust list", got.RobustList, arch.Addr(c.get(0x700, 1)[0]))
 	same(t, "robust list", got.RobustList, arch.Addr(c.page+0x240))
-	same(t, "rseq", got.Rseq, Rseq{Addr: arch.Addr(c.page + 0x400), Len: Is(uint32(32)), Sig: 0x53053053})
+	rseq := Rseq{Addr: arch.Addr(c.page + 0x400), Len: Is(uint32(32)), Sig: 0x53053053}
+	if !v.l.has(fTRseqLen) { // before 6.3
+		rseq.Len = Maybe[uint32]{}
+	}
+	same(t, "rseq", got.Rseq, rseq)
 	same(t, "timer slack", got.TimerSlack, uint64(prctlOf(c, unix.PR_GET_TIMERSLACK)))
 	same(t, "timer slack", got.TimerSlack, 123456)
 	prctlOf(c, unix.PR_SET_TIMERSLACK, 0)
@@ -128,13 +132,16 @@ func TestThreadState(t *testing.T) {
 	same(t, "TSC", got.TSCFaults, c.get(0x700, 1)[0]&0xffffffff == unix.PR_TSC_SIGSEGV)
 	same(t, "TSC", got.TSCFaults, true)
 	same(t, "dispatch", got.SyscallDispatch, SyscallDispatch{On: true, Selector: arch.Addr(selector), Offset: 0x1000, Len: 0x7ffffffff000})
-	if !slices.Equal(trimZero(got.UserAffinity.V), []uint64{1}) {
-		t.Errorf("user affinity %v, want CPU 0", got.UserAffinity)
-	}
 	c.must(unix.SYS_SCHED_GETATTR, 0, c.page+0x700, 56, 0)
 	attr := c.get(0x700, 7)
 	same(t, "reset on fork", got.ResetOnFork, attr[1]&1 != 0)
 	same(t, "reset on fork", got.ResetOnFork, true)
+	if !v.l.has(fTCustomSlice) { // before 6.12: no slice; and 6.1 keeps no affinity
+		return
+	}
+	if !slices.Equal(trimZero(got.UserAffinity.V), []uint64{1}) {
+		t.Errorf("user affinity %v, want CPU 0", got.UserAffinity)
+	}
 	same(t, "slice", got.SchedSlice, attr[3])
 	same(t, "custom slice", got.CustomSlice, true)
 	same(t, "slice", got.SchedSlice, 3000000)
