@@ -31,6 +31,16 @@ var ignoredStat = map[string]string{
 	"flags": "the kernel's own bits (forked but not executed, used the FPU, dumped core); what matters of them has lines of its own in status",
 }
 
+// ignoredZombie is what the kernel still shows of a dead task although nothing can use it any more.
+var ignoredZombie = map[string]string{
+	"SigBlk": "nothing is delivered to the dead", "SigIgn": "as SigBlk", "SigCgt": "as SigBlk", "SigPnd": "as SigBlk", "ShdPnd": "as SigBlk",
+	"blocked": "as SigBlk", "sigignore": "as SigBlk", "sigcatch": "as SigBlk", "signal": "as SigBlk",
+	"rsslim": "a limit of the dead",
+}
+
+// Not compared either: the former name of a deleted file (who shares the file is), inode numbers of /proc (made when it is looked at), and the
+// number of the scheduler's autogroup.
+
 var ignoredFdinfo = map[string]string{
 	"eventfd-id": "a number that the kernel gives at birth",
 	"ticks":      "a periodic timer goes on ticking between the two looks",

@@ -298,7 +298,12 @@ func (j *Job) reap() {
 }
 
 // session is the session that the job was started in.
-func (j *Job) session() int { return j.started.Process.Pid }
+func (j *Job) session() int {
+	if j.started == nil || j.started.Process == nil {
+		return -1
+	}
+	return j.started.Process.Pid
+}
 
 // WaitGone waits until the whole tree has been killed and reaped, so that its pids are free.
 func (j *Job) WaitGone() {

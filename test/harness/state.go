@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Snapshot is everything that /proc shows of a job's tasks, one entry a value: "4711/4712 status Uid" -> "0 0 0 0".
@@ -22,7 +24,7 @@ var statNames = strings.Fields(`state ppid pgrp session tty_nr tpgid flags minfl
 // taskFiles are read whole, for every thread; processFiles for the process.
 var (
 	taskFiles    = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "children", "arch_status", "setgroups"}
-	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits", "autogroup"}
+	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits"}
 	links        = []string{"cwd", "root", "exe"}
 )
 
@@ -50,6 +52,13 @@ func (a anonymousNames) name(link string) string {
 		}
 		return a[link]
 	}
+	if strings.HasPrefix(link, "/") && strings.HasSuffix(link, " (deleted)") { // who shares it is kept, its former name is not
+		if a[link] == "" {
+			a["deleted"] += "+"
+			a[link] = fmt.Sprintf("deleted#%d", len(a["deleted"]))
+		}
+		return a[link]
+	}
 	return link
 }
 
@@ -57,6 +66,9 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	put := func(key, value string) { s[fmt.Sprintf("%d %s", pid, key)] = value }
 	for _, f := range processFiles {
+		if f == "limits" && State(pid) == 'Z' {
+			continue // of no more use to the dead
+		}
 		if data, err := os.ReadFile(filepath.Join(dir, f)); err == nil {
 			put(f, printable(string(data)))
 		}
@@ -100,11 +112,22 @@ func printable(v string) string {
 func (s Snapshot) task(pid, tid, root int) {
 	dir := fmt.Sprintf("/proc/%d/task/%d", pid, tid)
 	put := func(key, value string) { s[fmt.Sprintf("%d/%d %s", pid, tid, key)] = value }
+	dead := State(tid) == 'Z'
+	// ppoll and its like put a mask in force while they wait; frozen inside, the task shows that one before and its own one after, when the call is
+	// about to be made again.
+	swapped := false
+	if call, err := os.ReadFile(dir + "/syscall"); err == nil {
+		nr, _, _ := strings.Cut(string(call), " ")
+		swapped = swapsMask[nr]
+	}
 	if data, err := os.ReadFile(dir + "/status"); err == nil {
 		for _, line := range strings.Split(string(data), "\n") {
 			name, value, _ := strings.Cut(line, ":")
-			if name == "" || ignoredStatus[name] != "" || name == "PPid" && pid == root {
+			if name == "" || ignoredStatus[name] != "" || name == "PPid" && pid == root || dead && ignoredZombie[name] != "" {
 				continue
+			}
+			if swapped && name == "SigBlk" {
+				value = anyValue
 			}
 			put("status "+name, strings.Join(strings.Fields(value), " "))
 		}
@@ -116,18 +139,30 @@ func (s Snapshot) task(pid, tid, root int) {
 			if i < len(statNames) {
 				name = statNames[i]
 			}
-			if ignoredStat[name] != "" || name == "ppid" && pid == root {
+			if ignoredStat[name] != "" || name == "ppid" && pid == root || dead && ignoredZombie[name] != "" {
 				continue
+			}
+			if swapped && name == "blocked" {
+				v = anyValue
 			}
 			put("stat "+name, v)
 		}
 	}
 	for _, f := range taskFiles {
 		if data, err := os.ReadFile(dir + "/" + f); err == nil {
-			put(f, printable(string(data)))
+			put(f, freezerGroup.ReplaceAllString(printable(string(data)), ""))
 		}
 	}
 }
+
+// anyValue equals whatever the other snapshot has.
+const anyValue = "*"
+
+// swapsMask are the amd64 numbers of rt_sigsuspend, pselect6, ppoll, epoll_pwait, epoll_pwait2.
+var swapsMask = map[string]bool{"130": true, "270": true, "271": true, "281": true, "441": true}
+
+// freezerGroup is what a freeze adds to the path of a cgroup while it lasts.
+var freezerGroup = regexp.MustCompile(`/?crpipe-[0-9a-f]+$|/?crpipe-[0-9a-f]+(\n)`)
 
 func (s Snapshot) descriptors(pid int, names anonymousNames) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
@@ -148,7 +183,13 @@ func (s Snapshot) descriptors(pid int, names anonymousNames) {
 			continue
 		}
 		lasting := strings.HasPrefix(link, "/") && !strings.HasSuffix(link, " (deleted)") && !strings.HasPrefix(link, "/memfd:")
-		s[fmt.Sprintf("%d fd %d", pid, fd)] = names.name(link)
+		value := names.name(link)
+		// A file with a name is what it is by device and inode: the name by which it was opened may be gone and another one left.
+		var st syscall.Stat_t
+		if err := syscall.Stat(fmt.Sprintf("%s/%d", dir, fd), &st); err == nil && st.Mode&syscall.S_IFMT == syscall.S_IFREG && st.Nlink > 0 && !strings.HasPrefix(link, "/proc/") {
+			value, lasting = fmt.Sprintf("file %x:%d", st.Dev, st.Ino), true
+		}
+		s[fmt.Sprintf("%d fd %d", pid, fd)] = value
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
 		if err != nil {
 			continue
@@ -158,7 +199,7 @@ func (s Snapshot) descriptors(pid int, names anonymousNames) {
 			name, value, _ := strings.Cut(line, ":")
 			value = strings.Join(strings.Fields(value), " ")
 			switch {
-			case name == "ino" && !lasting, name == "mnt_id" && !lasting, ignoredFdinfo[name] != "":
+			case name == "ino" && (!lasting || strings.HasPrefix(link, "/proc/")), name == "mnt_id" && !lasting, ignoredFdinfo[name] != "":
 			case name == "tfd":
 				items = append(items, epollItem(value))
 			case name == "it_value": // time passes between the two looks
@@ -246,7 +287,7 @@ func (s Snapshot) Diff(after Snapshot) []string {
 	for k, v := range s {
 		if w, ok := after[k]; !ok {
 			out = append(out, fmt.Sprintf("%s: gone, was %s", k, short(v)))
-		} else if w != v {
+		} else if w != v && v != anyValue && w != anyValue {
 			out = append(out, fmt.Sprintf("%s: was %s, is %s", k, short(v), short(w)))
 		}
 	}
