@@ -133,6 +133,8 @@ func TestDecodeIsStrict(t *testing.T) {
 		M Map     `msgpack:"m,omitempty"`
 		X *uint8  `msgpack:"x,omitempty"`
 		T bool    `msgpack:"t,omitempty"`
+		W int64   `msgpack:"w,omitempty"`
+		U uint64  `msgpack:"u,omitempty"`
 	}
 	one := uint8(1)
 	for _, c := range []struct {
@@ -150,6 +152,8 @@ func TestDecodeIsStrict(t *testing.T) {
 		{Map{{"n", 1.0}}, "field n: a float cannot be uint8"},
 		{Map{{"n", 1}, {"i", 128}}, "field i: 128 does not fit int8"},
 		{Map{{"n", 1}, {"i", uint64(1 << 63)}}, "field i: 9223372036854775808 does not fit int8"},
+		{Map{{"n", 1}, {"w", uint64(1 << 63)}}, "field w: 9223372036854775808 does not fit int64"},
+		{Map{{"n", 1}, {"u", -1}}, "field u: -1 does not fit uint64"},
 		{Map{{"n", 1}, {"s", []byte("x")}}, "field s: bytes cannot be string"},
 		{Map{{"n", 1}, {"b", "x"}}, "field b: a string cannot be []uint8"},
 		{Map{{"n", 1}, {"b", nil}}, "field b: null cannot be []uint8"},
