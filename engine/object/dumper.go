@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -213,7 +214,8 @@ func (d *Dumper) File(f *OpenFile) (stream.Ref, error) {
 			}
 			return ref, nil
 		}
-		d.Refuse(f.Error(&Unsupported{What: describe(f) + " cannot be checkpointed"}))
+		d.Refuse(f.Error(&Unsupported{What: describe(f) + " cannot be checkpointed",
+			Do: fmt.Sprintf("close it before the dump, or pass --external '%s' and give one back at restore with --inherit", f.Link)}))
 		return stream.Ref{}, nil
 	})
 }
@@ -235,6 +237,9 @@ func describe(f *OpenFile) string {
 		return fmt.Sprintf("block device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev)))
 	case unix.S_IFSOCK:
 		return "a socket"
+	}
+	if name, ok := strings.CutPrefix(f.Link, "anon_inode:"); ok {
+		return "a descriptor of the kind " + strings.Trim(name, "[]")
 	}
 	return "a file of this kind"
 }
