@@ -131,8 +131,10 @@ func (t *Tracer) killAll() error {
 	// could block for ever.
 	for {
 		options := 0
-		if len(t.tasks) == 0 && (len(t.seized) > 0 || t.free > 0) {
-			options = unix.WNOHANG // what is left may be only those
+		if len(t.tasks) == 0 {
+			// What is left may be seized tasks, or children that this thread has made for somebody else. A task of a
+			// batch whose end nobody has seen, and that is not stopped yet, dies with the tracer.
+			options = unix.WNOHANG
 		}
 		tid, ws, err := sys.WaitAny(options)
 		if errors.Is(err, unix.ECHILD) || err == nil && tid == 0 {
