@@ -92,7 +92,6 @@ func (t *Tracer) Commit(tasks []*Task) error {
 				return errors.Join(err, t.killAll())
 			}
 			k.state = taskGone
-			t.free++
 			delete(t.tasks, k.Tid)
 			k.arena.give(k.slot)
 		}

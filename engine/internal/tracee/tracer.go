@@ -26,7 +26,6 @@ type Tracer struct {
 	tasks    map[int]*Task
 	events   map[int]sys.WaitStatus // stops of tasks, met while another was waited for
 	strays   map[int]sys.WaitStatus // first stops of tasks that nobody has asked for yet
-	free     int                    // tasks that Commit has let go; some may be children of this thread
 	affinity []byte                 // before Pin
 	xstate   []byte                 // any task's NT_X86_XSTATE, see SetFinal
 }
