@@ -20,12 +20,14 @@ func TestStateKept(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			j := harness.StartFixture(t, name, harness.Options{Args: fx.args})
+			j.Freezes()
 			j.MustSh("cr-freeze $PID > job.ticket")
 			before := j.TakeSnapshot()
 			j.DumpKill("cr-dump < job.ticket > image.cr; cr-thaw --kill < job.ticket")
 			j.RestoreSh("cr-restore --frozen < image.cr > frozen.ticket")
 			after := j.TakeSnapshot()
 			j.MustSh("cr-thaw < frozen.ticket")
+			j.Thawed()
 			if diff := before.Diff(after); len(diff) > 0 {
 				more := ""
 				if n := len(diff); n > 60 {

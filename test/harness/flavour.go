@@ -76,6 +76,7 @@ func byTicket(j *Job) {
 	j.RestoreSh("cr-restore --frozen < image.cr > frozen.ticket")
 	j.Check("frozen.ticket")
 	j.MustSh("cr-thaw < frozen.ticket")
+	j.Thawed()
 }
 
 func ticketOn(j *Job) {

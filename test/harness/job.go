@@ -53,7 +53,8 @@ type Job struct {
 	lock    sync.Mutex
 	known   map[int]bool // every process that belonged to it
 	cgroups []string
-	away    []string // lines of DIR/downtime
+	away    []away // lines of DIR/downtime
+	frozen  int64  // when it was frozen, before the dump; 0: the dump freezes it
 	status  *int     // exit status of the restored root
 	before  cgroupView
 }
@@ -239,7 +240,7 @@ func (j *Job) Evidence() string {
 func (j *Job) Finish() {
 	j.T.Helper()
 	j.Tasks()
-	if err := os.WriteFile(filepath.Join(j.Dir, "downtime"), []byte(strings.Join(j.away, "")), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(j.Dir, "downtime"), j.downtime(), 0o644); err != nil {
 		j.T.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(j.Dir, "check"), nil, 0o644); err != nil {

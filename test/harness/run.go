@@ -108,13 +108,38 @@ func (j *Job) DumpKill(script string) {
 	<-stopped
 	end := Monotonic()
 	j.must(script, r)
-	j.away = append(j.away, fmt.Sprintf("%d %d ", begin, end))
+	if j.frozen != 0 {
+		begin, j.frozen = j.frozen, 0
+	}
+	j.away = append(j.away, away{begin, end, end, end})
 	j.WaitGone()
 }
 
 // StoodStill notes that the tree may have been frozen at any time since begin.
 func (j *Job) StoodStill(begin int64) {
-	j.away = append(j.away, fmt.Sprintf("%d %d %d %d\n", begin, begin, begin, Monotonic()))
+	j.away = append(j.away, away{begin, begin, begin, Monotonic()})
+}
+
+// away is a time that the tree was not running: the instants at which the dump (or the freeze before it) began, the dump had ended, the restore
+// began, and the tree ran again, in nanoseconds of CLOCK_MONOTONIC.
+type away [4]int64
+
+func (j *Job) downtime() []byte {
+	var b []byte
+	for _, a := range j.away {
+		b = fmt.Appendf(b, "%d %d %d %d\n", a[0], a[1], a[2], a[3])
+	}
+	return b
+}
+
+// Freezes says that the test is about to freeze the tree, before it calls DumpKill.
+func (j *Job) Freezes() { j.frozen = Monotonic() }
+
+// Thawed says that the test has thawed a tree that RestoreSh had left frozen.
+func (j *Job) Thawed() {
+	if n := len(j.away); n > 0 {
+		j.away[n-1][3] = Monotonic()
+	}
 }
 
 // RestoreSh runs a script that makes the tree again, and notes when. Another program may have taken one of its pids in
@@ -139,7 +164,7 @@ func (j *Job) RestoreSh(script string) {
 		j.T.Fatalf("%s: status %d of: %s\n%s", j.Name, r.Status, script, strings.TrimSpace(r.Stderr))
 	}
 	if n := len(j.away); n > 0 {
-		j.away[n-1] += fmt.Sprintf("%d %d\n", begin, Monotonic())
+		j.away[n-1][2], j.away[n-1][3] = begin, Monotonic()
 	}
 	j.Restore++
 	j.findRoot()

@@ -183,11 +183,13 @@ func (s Snapshot) descriptors(pid int, names anonymousNames) {
 			continue
 		}
 		lasting := strings.HasPrefix(link, "/") && !strings.HasSuffix(link, " (deleted)") && !strings.HasPrefix(link, "/memfd:")
-		value := names.name(link)
+		var value string
 		// A file with a name is what it is by device and inode: the name by which it was opened may be gone and another one left.
 		var st syscall.Stat_t
 		if err := syscall.Stat(fmt.Sprintf("%s/%d", dir, fd), &st); err == nil && st.Mode&syscall.S_IFMT == syscall.S_IFREG && st.Nlink > 0 && !strings.HasPrefix(link, "/proc/") {
 			value, lasting = fmt.Sprintf("file %x:%d", st.Dev, st.Ino), true
+		} else {
+			value = names.name(link)
 		}
 		s[fmt.Sprintf("%d fd %d", pid, fd)] = value
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
