@@ -45,16 +45,26 @@ func (f *freeze) byCgroup(way Way) (err error) {
 	} else if err := f.gather(true); err != nil {
 		return err
 	}
-	const passes = 2 // then those who keep forking are followed into the frozen cgroup
-	for range passes {
-		fresh, err := f.tree.grow(f.late)
+	const passes = 2 // then it is one that forks as fast as it can
+	for i := 0; ; i++ {
+		fresh, err := f.tree.pass()
 		if err != nil {
 			return err
 		}
 		if len(fresh) == 0 {
 			break
 		}
+		if i == passes && !f.o.Held {
+			c, err := f.catch()
+			if err != nil {
+				return err
+			}
+			defer c.release() // when all of it is frozen, or after a failure
+		}
 		if err := f.gather(false); err != nil {
+			return err
+		}
+		if err := f.late(); err != nil {
 			return err
 		}
 	}

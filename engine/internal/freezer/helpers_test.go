@@ -21,7 +21,7 @@ import (
 )
 
 // needRoot skips a test that cannot use the cgroups of this machine.
-func needRoot(t *testing.T, way Way) {
+func needRoot(t testing.TB, way Way) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -40,7 +40,7 @@ func needRoot(t *testing.T, way Way) {
 }
 
 // build compiles a C program of testdata once.
-func build(t *testing.T, name string) string {
+func build(t testing.TB, name string) string {
 	t.Helper()
 	cc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -92,7 +92,7 @@ type target struct {
 
 // start runs a program in a session of its own and kills its whole tree at the
 // end of the test. It is started in cgroup, a directory, unless that is empty.
-func start(t *testing.T, cgroup, path string, args ...string) *target {
+func start(t testing.TB, cgroup, path string, args ...string) *target {
 	t.Helper()
 	dir := t.TempDir()
 	g := &target{log: filepath.Join(dir, "log"), beats: filepath.Join(dir, "beats")}
@@ -129,7 +129,7 @@ func start(t *testing.T, cgroup, path string, args ...string) *target {
 }
 
 // killSession ends every process of one session, by exact pids.
-func killSession(t *testing.T, sid int) {
+func killSession(t testing.TB, sid int) {
 	t.Helper()
 	for range 100 {
 		pids, err := procfs.Processes()
@@ -141,6 +141,7 @@ func killSession(t *testing.T, sid int) {
 			st, err := procfs.ReadStat(pid)
 			if err == nil && st.Session == sid && sid > 1 && st.State != 'Z' {
 				_ = unix.Kill(pid, unix.SIGKILL)
+				thawV1(pid) // a failed test left it frozen, and so it cannot die
 				left++
 			}
 		}
@@ -152,7 +153,7 @@ func killSession(t *testing.T, sid int) {
 }
 
 // mkcgroup makes a cgroup for the test and returns its directory.
-func mkcgroup(t *testing.T, way Way) string {
+func mkcgroup(t testing.TB, way Way) string {
 	t.Helper()
 	h, err := openHierarchy(way)
 	if err != nil {
@@ -176,7 +177,7 @@ func mkcgroup(t *testing.T, way Way) string {
 }
 
 // counts reads the two counters of the program.
-func (g *target) counts(t *testing.T) (wakes, spins uint64) {
+func (g *target) counts(t testing.TB) (wakes, spins uint64) {
 	t.Helper()
 	b, err := os.ReadFile(g.beats)
 	if err != nil {
@@ -186,7 +187,7 @@ func (g *target) counts(t *testing.T) (wakes, spins uint64) {
 }
 
 // mustRun waits until both counters have advanced.
-func (g *target) mustRun(t *testing.T) {
+func (g *target) mustRun(t testing.TB) {
 	t.Helper()
 	w, s := g.counts(t)
 	for range 2000 {
@@ -199,7 +200,7 @@ func (g *target) mustRun(t *testing.T) {
 }
 
 // mustStand checks that nothing advances.
-func (g *target) mustStand(t *testing.T) {
+func (g *target) mustStand(t testing.TB) {
 	t.Helper()
 	w, s := g.counts(t)
 	time.Sleep(20 * time.Millisecond)
@@ -209,7 +210,7 @@ func (g *target) mustStand(t *testing.T) {
 }
 
 // mustBeSilent checks that no call of the program was interrupted.
-func (g *target) mustBeSilent(t *testing.T) {
+func (g *target) mustBeSilent(t testing.TB) {
 	t.Helper()
 	b, err := os.ReadFile(g.log)
 	if err != nil {
@@ -221,7 +222,7 @@ func (g *target) mustBeSilent(t *testing.T) {
 }
 
 // cgroupsOf reads the cgroups of all threads of a tree.
-func cgroupsOf(t *testing.T, pids []int) map[int]string {
+func cgroupsOf(t testing.TB, pids []int) map[int]string {
 	t.Helper()
 	out := map[int]string{}
 	for _, pid := range pids {
@@ -238,4 +239,21 @@ func cgroupsOf(t *testing.T, pids []int) map[int]string {
 		}
 	}
 	return out
+}
+
+// thawV1 thaws the transient v1 cgroup of a process.
+func thawV1(pid int) {
+	h, err := openHierarchy(WayV1)
+	if err != nil {
+		return
+	}
+	defer h.Close()
+	cgroup, err := h.of(pid, pid)
+	if err != nil || !strings.Contains(cgroup, "/"+transientPrefix) {
+		return
+	}
+	if dir, err := h.dir(cgroup); err == nil {
+		_ = h.setFrozen(dir, false)
+		_ = dir.Close()
+	}
 }

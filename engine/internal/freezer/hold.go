@@ -189,6 +189,9 @@ func (h *Held) findProcesses(partial bool) error {
 	if len(live) == 0 && !partial && len(h.st.Tasks) > 0 {
 		return fmt.Errorf("%w: its tasks are gone", ErrStale)
 	}
+	if h.st.Way == WaySigstop && !partial && !slices.ContainsFunc(live, isStopped) {
+		return h.staleOrThawed()
+	}
 	for _, t := range live {
 		if !slices.Contains(h.procs, t.PID) {
 			h.procs = append(h.procs, t.PID)
@@ -211,6 +214,12 @@ func (h *Held) findProcesses(partial bool) error {
 	return refuseOwn(func(pid int) bool { return slices.Contains(h.procs, pid) })
 }
 
+// isStopped reports whether a task is in job control stop.
+func isStopped(t Task) bool {
+	st, err := procfs.ReadThreadStat(t.PID, t.TID)
+	return err == nil && st.State == 'T'
+}
+
 // needed reports whether the threads have to be stopped at all: a group that
 // was made but never frozen holds tasks that run.
 func (h *Held) needed() bool {
@@ -229,6 +238,10 @@ func (h *Held) seizeAll(deadline time.Time) error {
 	for _, t := range h.st.Tasks {
 		before[t.TID] = t.Before
 	}
+	// Attaching to a task in job control stop waits for it to enter the ptrace
+	// stop (JOBCTL_TRAPPING in kernel/ptrace.c), which it cannot while version 1
+	// holds it: these come behind the thaw, and stay stopped meanwhile.
+	var later []*thread
 	seen := map[int]bool{}
 	for grown := true; grown; {
 		grown = false
@@ -251,7 +264,9 @@ func (h *Held) seizeAll(deadline time.Time) error {
 				} else if b, ok := before[pid]; ok && b != BeforeZombie {
 					t.before = b
 				}
-				if err := h.seize(t); err != nil {
+				if h.st.Way == WayV1 && (t.before == BeforeStopped || waitsIn(t, "do_signal_stop")) {
+					later = append(later, t)
+				} else if err := h.seize(t); err != nil {
 					return err
 				}
 			}
@@ -259,6 +274,11 @@ func (h *Held) seizeAll(deadline time.Time) error {
 	}
 	if err := h.thawForStop(); err != nil {
 		return err
+	}
+	for _, t := range later {
+		if err := h.seize(t); err != nil {
+			return err
+		}
 	}
 	for _, t := range h.threads {
 		if err := h.awaitStop(t, deadline); err != nil {
@@ -277,7 +297,7 @@ func (h *Held) seize(t *thread) error {
 	if err != nil {
 		return err
 	}
-	if st.State == 'D' && inVfork(t) {
+	if st.State == 'D' && waitsIn(t, "wait_for_vfork_done", "kernel_clone") {
 		// It cannot stop before its child has ended or called execve, and it
 		// has no call to set back.
 		if h.strict {
@@ -307,12 +327,12 @@ func (h *Held) seize(t *thread) error {
 	return nil
 }
 
-// inVfork reports whether a thread in uninterruptible sleep waits for a vfork
-// child.
-func inVfork(t *thread) bool {
+// waitsIn reports whether a thread sleeps in one of these kernel functions.
+// Without the right to know it does not seem to.
+func waitsIn(t *thread, functions ...string) bool {
 	var r procfs.Reader
 	b, err := r.Thread(t.pid, t.tid, "wchan")
-	return err == nil && (string(b) == "wait_for_vfork_done" || string(b) == "kernel_clone")
+	return err == nil && slices.Contains(functions, string(b))
 }
 
 // thawForStop lets a tree that version 1 has frozen run into the stops that
