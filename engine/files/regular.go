@@ -37,7 +37,6 @@ const (
 	tracefsMagic   = 0x74726163
 	secretmemMagic = 0x5345434d
 	pidfsMagic     = 0x50494446
-	pipefsMagic    = 0x50495045
 )
 
 func claimsRegular(_ *object.Dumper, f *object.OpenFile) bool {

@@ -120,17 +120,15 @@ func (r *Restored) task(t testing.TB) (*tracee.Task, error) {
 		return nil, err
 	}
 	b = arena.NewBatch()
-	for _, fs := range object.All[files.FSState](r.Plan) {
-		if err := files.FSCalls(r.Restorer, b, fs.State); err != nil {
+	if all := object.All[files.FSState](r.Plan); len(all) > 0 {
+		if err := files.FSCalls(r.Restorer, b, all[0].State); err != nil {
 			return nil, err
 		}
-		break
 	}
-	for _, table := range object.All[files.TableState](r.Plan) {
-		if err := files.TableCalls(r.Restorer, b, table.State); err != nil {
+	if all := object.All[files.TableState](r.Plan); len(all) > 0 {
+		if err := files.TableCalls(r.Restorer, b, all[0].State); err != nil {
 			return nil, err
 		}
-		break
 	}
 	if err := tracer.RunOne(task, b); err != nil {
 		return nil, err
