@@ -55,7 +55,7 @@ type Job struct {
 	cgroups []string
 	away    []away // lines of DIR/downtime
 	frozen  int64  // when it was frozen, before the dump; 0: the dump freezes it
-	status  *int     // exit status of the restored root
+	status  *int   // exit status of the restored root
 	before  cgroupView
 }
 
