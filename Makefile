@@ -8,7 +8,7 @@ VERSION     ?=
 TESTFLAGS   ?=
 PACKAGES    ?= ./...
 FUZZTIME    ?= 30s
-BENCHFLAGS  ?= -benchtime=1x
+BENCHFLAGS  ?=
 GOLANGCI    ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 COMMANDS    := cr-freeze cr-dump cr-filter cr-restore cr-thaw
@@ -61,7 +61,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	tools/fuzz.sh $(FUZZTIME)
 
 bench: ## dump and restore beside the raw limits of the same run (root)
-	$(GO) test -run '^$$' -bench . $(BENCHFLAGS) -timeout 30m ./bench/...
+	$(GO) run ./bench $(BENCHFLAGS)
 
 install: build
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7

@@ -12,12 +12,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"crpipe/cmd/internal/cli"
 	"crpipe/stream"
+
+	"golang.org/x/sys/unix"
 )
 
 func pages(t *testing.T) []string {
@@ -219,6 +223,8 @@ func runExamples(t *testing.T, dir, script string) {
 			t.Fatal(err)
 		}
 	}
+	var waitedFor atomic.Int64
+	reapOrphans(t, &waitedFor)
 	job := startJob(t, work)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -230,14 +236,18 @@ func runExamples(t *testing.T, dir, script string) {
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
 	command.WaitDelay = 5 * time.Second
-	if err := command.Run(); err != nil {
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitedFor.Store(int64(command.Process.Pid))
+	if err := command.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, stream.Printable(string(out.Bytes()[max(0, out.Len()-4000):])))
 	}
 }
 
 // startJob starts the job of the examples in its own session and waits until it
-// counts. The test ends whatever is left of it: a restored one is no child of
-// ours, so it is known by the directory it works in.
+// counts. The test ends whatever is left of it; a restored one is known by the
+// directory it works in. reapOrphans waits for both.
 func startJob(t *testing.T, work string) int {
 	t.Helper()
 	job := exec.Command("bash", "-c", exampleJob)
@@ -247,16 +257,21 @@ func startJob(t *testing.T, work string) int {
 		t.Fatal(err)
 	}
 	pid := job.Process.Pid
-	reaped := make(chan struct{})
-	go func() {
-		_ = job.Wait() // it is killed, by an example or below
-		close(reaped)
-	}()
+	if err := job.Process.Release(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		for _, p := range workingIn(work) {
-			_ = syscall.Kill(p, syscall.SIGKILL) // it may be gone by now
+		for range 500 {
+			left := workingIn(work)
+			if len(left) == 0 {
+				return
+			}
+			for _, p := range left {
+				_ = syscall.Kill(p, syscall.SIGKILL) // it may be gone by now
+			}
+			time.Sleep(10 * time.Millisecond)
 		}
-		<-reaped
+		t.Errorf("processes left: %v", workingIn(work))
 	})
 	for range 1000 {
 		if info, err := os.Stat(filepath.Join(work, "count")); err == nil && info.Size() > 0 {
@@ -266,6 +281,53 @@ func startJob(t *testing.T, work string) int {
 	}
 	t.Fatal("the job does not count")
 	return 0
+}
+
+// reapOrphans waits for every orphan that an example leaves behind, at once: a
+// restored job that is dumped and ended again would else stay a zombie, with its
+// pid in use, for as long as init likes. The process spare is left to os/exec; it
+// must not end before it is known here.
+func reapOrphans(t *testing.T, spare *atomic.Int64) {
+	t.Helper()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var reaping sync.WaitGroup
+	reaping.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			for _, pid := range children() {
+				if int64(pid) != spare.Load() {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it may still run
+				}
+			}
+		}
+	})
+	t.Cleanup(func() {
+		close(stop)
+		reaping.Wait()
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) // it cannot fail, prctl(2)
+	})
+}
+
+// children lists the children of this process, of all its threads.
+func children() []int {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	var out []int
+	for _, file := range files {
+		data, _ := os.ReadFile(file) // a thread that has just ended has none
+		for _, field := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				out = append(out, pid)
+			}
+		}
+	}
+	return out
 }
 
 // workingIn lists the processes whose working directory is dir.
