@@ -256,11 +256,13 @@ func (f *freeze) describeAll() error {
 // by anybody who sends SIGCONT; nothing prevents that.
 func (f *freeze) byStop() error {
 	sent := map[int]bool{}
-	const passes = 8 // it takes one for each generation; then it is a tree that forks as fast as it can
+	const most = 2 // passes that find new processes; then it is a tree that forks as fast as it can
+	grown := 0
 	var caught *catcher
 	defer func() { caught.release() }()
-	for i := 0; ; i++ {
-		if i == passes && !f.o.Held {
+	for {
+		if grown == most && !f.o.Held {
+			grown++ // once
 			var err error
 			if caught, err = f.catch(); err != nil {
 				return err
@@ -295,6 +297,9 @@ func (f *freeze) byStop() error {
 		}
 		if err := f.late(); err != nil {
 			return err
+		}
+		if len(fresh) > 0 && grown < most {
+			grown++
 		}
 		if caught == nil && len(fresh) == 0 && !slices.ContainsFunc(f.tree.live(), func(pid int) bool { return !sent[pid] }) {
 			return f.describeStopped()
