@@ -2,12 +2,14 @@ package engine
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -60,6 +62,7 @@ func (rs *restoration) queueSignals(chosen func(*process) bool) error {
 		t.state.Signals.Calls(b, rs.arch, t.process.state.PID, t.state.TID)
 		if t == t.process.threads[0] {
 			t.process.state.Signals.Calls(b, rs.arch, t.process.state.PID)
+			t.process.state.Limits.LateCalls(b)
 		}
 		return nil
 	})
@@ -251,6 +254,7 @@ func (rs *restoration) groupStop(p *process, sig unix.Signal) error {
 			return err
 		}
 	}
+	// The leader's stop makes the others join it. Until it has, they must not be continued: they would run.
 	for i, t := range p.threads {
 		give := unix.Signal(0)
 		if i == 0 {
@@ -259,8 +263,6 @@ func (rs *restoration) groupStop(p *process, sig unix.Signal) error {
 		if err := sys.PtraceCont(t.task.Tid, give); err != nil {
 			return err
 		}
-	}
-	for _, t := range p.threads {
 		_, ws, err := sys.Wait(t.task.Tid, 0)
 		if err != nil {
 			return err
@@ -314,11 +316,20 @@ func (rs *restoration) letGo() (*Restored, error) {
 			roots = append(roots, rs.taskOf(x).Tid)
 		}
 	}
-	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{})
+	var stopped []int
+	for _, p := range rs.procs {
+		if p.state.StopSignal != 0 && !p.state.Zombie {
+			stopped = append(stopped, p.task.Tid)
+		}
+	}
+	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped})
 	if err != nil {
 		return nil, err
 	}
 	if err := rs.tracer.Commit(all); err != nil {
+		if rs.o.Frozen { // nobody is left in the freezer, which goes too
+			err = errors.Join(err, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn}))
+		}
 		return nil, err
 	}
 	rs.committed = true
