@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +16,7 @@ import (
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
+	"crpipe/engine/object"
 	"crpipe/engine/tasks"
 )
 
@@ -26,6 +29,9 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 		return nil // inside its own namespace every number is free
 	}
 	deadline := time.Now().Add(zombieTime)
+	if err := rs.checkHighest(); err != nil {
+		return err
+	}
 	for _, p := range rs.procs {
 		ids := []int32{p.state.PID}
 		for _, t := range p.threads {
@@ -40,8 +46,49 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 		}
 	}
 	for _, b := range rs.forest.All {
-		if b.Ghost() {
-			if err := waitFree(ctx, int(b.PID), deadline); err != nil {
+		if !b.Ghost() {
+			continue
+		}
+		for b.Helper && unix.Kill(int(b.PID), 0) != unix.ESRCH { // signal 0 only asks
+			if !rs.forest.Renumber(b) {
+				break
+			}
+		}
+		if err := waitFree(ctx, int(b.PID), deadline); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkHighest refuses numbers that this system gives to no task.
+func (rs *restoration) checkHighest() error {
+	data, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("reading pid_max: %w", err)
+	}
+	check := func(id int32) error {
+		if int(id) < limit {
+			return nil
+		}
+		return &object.Lacking{What: fmt.Sprintf("pid %d, which the image needs, is above what this system allows (kernel.pid_max is %d)", id, limit),
+			Do: fmt.Sprintf("sysctl kernel.pid_max=%d", tasks.MaxPID)}
+	}
+	for _, b := range rs.forest.All {
+		if b.Helper {
+			continue
+		}
+		if err := check(b.PID); err != nil {
+			return err
+		}
+	}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			if err := check(t.state.TID); err != nil {
 				return err
 			}
 		}
@@ -131,6 +178,9 @@ func (rs *restoration) spawn() error {
 	if err := rs.initial.read(rs.tracer.Tid()); err != nil {
 		return err
 	}
+	if err := rs.checkHost(); err != nil {
+		return err
+	}
 	if rs.stub, err = rs.tracer.Spawn(rs.arena, rs.base); err != nil {
 		return fmt.Errorf("starting the first task: %w", err)
 	}
@@ -139,6 +189,9 @@ func (rs *restoration) spawn() error {
 		if err := rs.tracer.Do(func() error { return unix.Setns(rs.home.Int(), unix.CLONE_NEWNS) }); err != nil {
 			return fmt.Errorf("returning to the own mount namespace: %w", err)
 		}
+	}
+	if err := rs.resetInherited(); err != nil {
+		return err
 	}
 	b := rs.arena.NewBatch()
 	for _, call := range rs.r.RootCalls() {
@@ -192,6 +245,9 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 		b := rs.arena.NewBatch()
 		bear := func(list []*tasks.Birth) {
 			for _, x := range list {
+				if !x.Ghost() && !x.Process.Zombie {
+					passSlack(b, rs.byPID[x.PID].threads[0])
+				}
 				all = append(all, born{x, rs.bear(b, creator, x)})
 			}
 		}
@@ -264,6 +320,15 @@ func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Ca
 	return b.Clone(args, []int32{x.PID}, tid).Note("process %d", x.PID)
 }
 
+// passSlack adds the call by which a creator gives the thread that it makes next its default timer slack: that is what
+// the creator's own slack is at that moment (copy_process in kernel/fork.c). A default of 0, which only children of
+// real-time threads have, cannot be passed on.
+func passSlack(b *tracee.Batch, t *thread) {
+	if t.state.Prctls.DefaultSlack != 0 {
+		b.Call(b.Sys().Prctl, unix.PR_SET_TIMERSLACK, t.state.Prctls.DefaultSlack)
+	}
+}
+
 // explainTaken turns the EEXIST of a clone3 into who is in the way.
 func (rs *restoration) explainTaken(err error) error {
 	if !errors.Is(err, unix.EEXIST) {
@@ -280,20 +345,35 @@ func (rs *restoration) explainTaken(err error) error {
 	return err
 }
 
-// joinGroups puts everybody into the right process group, then lets the stand-ins leave.
+// joinGroups puts everybody into the right process group: leaders make theirs, the others join, and then those leaders go
+// who are in another group than they lead. Then it lets the stand-ins leave.
 func (rs *restoration) joinGroups() error {
-	for _, leaders := range []bool{true, false} {
+	for _, step := range []func(x *tasks.Birth) int32{
+		func(x *tasks.Birth) int32 {
+			if x.Leads {
+				return x.PID
+			}
+			return 0
+		},
+		func(x *tasks.Birth) int32 {
+			if x.Leads {
+				return 0
+			}
+			return rs.groupOf(x)
+		},
+		func(x *tasks.Birth) int32 {
+			if group := rs.groupOf(x); x.Leads && group != x.PID {
+				return group
+			}
+			return 0
+		},
+	} {
 		var who []*tracee.Task
 		var batches []*tracee.Batch
 		for _, x := range rs.forest.All {
-			group := x.Group
-			if (group == x.PID) != leaders || x.Setsid {
+			group := step(x)
+			if group == 0 || x.Setsid {
 				continue
-			}
-			if group == 0 {
-				if group = rs.outsideGroup(x); group == 0 {
-					continue
-				}
 			}
 			b := rs.arena.NewBatch()
 			b.Call(b.Sys().Setpgid, 0, group).Note("group %d", group)
@@ -304,6 +384,14 @@ func (rs *restoration) joinGroups() error {
 		}
 	}
 	return rs.dismissGhosts()
+}
+
+// groupOf returns the group that x is to be in, 0 for the one that it was born into.
+func (rs *restoration) groupOf(x *tasks.Birth) int32 {
+	if x.Group != 0 {
+		return x.Group
+	}
+	return rs.outsideGroup(x)
 }
 
 // outsideGroup returns the group outside of the tree that x was in, where it can be joined: it still exists and is in
@@ -366,6 +454,7 @@ func (rs *restoration) makeThreads() error {
 		}
 		b := rs.arena.NewBatch()
 		for _, t := range p.threads[1:] {
+			passSlack(b, t)
 			const flags = unix.CLONE_THREAD | unix.CLONE_SIGHAND | unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SYSVSEM
 			tid := int(t.state.TID)
 			if rs.ownPIDs {

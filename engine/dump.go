@@ -137,7 +137,7 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	if err := checkTree(d); err != nil {
 		return err
 	}
-	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts} {
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels} {
 		if err := step(d); err != nil {
 			return err
 		}
@@ -158,8 +158,11 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	if err != nil {
 		return fmt.Errorf("reading the processors that are online: %w", err)
 	}
+	var states []*tasks.Process
 	for _, p := range d.Processes {
-		ref, err := dumpProcess(d, p, held)
+		s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
+		states = append(states, s)
+		ref, err := dumpProcess(d, p, s, held)
 		if err != nil {
 			d.Refuse(err)
 			continue
@@ -176,11 +179,12 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 			d.Refuse(err)
 		}
 	}
+	checkContextSharing(d)
+	d.Refuse(checkShared(d, states))
 	return nil
 }
 
-func dumpProcess(d *object.Dumper, p *object.Process, held *treeHold) (stream.Ref, error) {
-	s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
+func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *treeHold) (stream.Ref, error) {
 	if err := tasks.Place(p, s, d.InTree, aliveIn(d)); err != nil {
 		return stream.Ref{}, err
 	}

@@ -167,9 +167,13 @@ func (rs *restoration) finishThreads() error {
 	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
 		t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
 		t.state.Prctls.LateCalls(b, rs.arch)
-		if t == t.process.threads[0] {
-			t.process.space.Settle(b)
-		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	// Only when all threads have their credentials: each change of them makes the process undumpable again (commit_creds).
+	if err := rs.live(func(p *process, b *tracee.Batch) error {
+		p.space.Settle(b)
 		return nil
 	}); err != nil {
 		return err

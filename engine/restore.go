@@ -119,14 +119,14 @@ func (rs *restoration) checkHeader(h *stream.Header) error {
 	}
 	switch {
 	case h.Content != "image":
-		return &object.BadImage{Err: fmt.Errorf("this is a %s, not an image", h.Content)}
+		return object.BadImagef("this is a %s, not an image", h.Content)
 	case h.Arch != native.Name:
 		return &object.Lacking{What: fmt.Sprintf("the image is of architecture %s, this machine is %s", h.Arch, native.Name)}
 	case h.PageSize != unix.Getpagesize():
 		return &object.Lacking{What: fmt.Sprintf("the image has pages of %d bytes, this machine of %d", h.PageSize, unix.Getpagesize())}
 	}
 	rs.arch = native
-	return nil
+	return sameFeatures(h)
 }
 
 // planTree turns the records into what is to be made, and checks whatever can be checked without making anything.
@@ -155,20 +155,26 @@ func (rs *restoration) planTree() error {
 		if f.State.TID <= 0 || seen[f.State.TID] {
 			return object.BadImagef("thread %d: twice, or not a number", f.State.TID)
 		}
+		if other := rs.byPID[f.State.TID]; f.State.TID > tasks.MaxPID || other != nil && other != p {
+			return object.BadImagef("thread %d has the number of another process, or none that a task can have", f.State.TID)
+		}
 		if (f.State.TID == p.state.PID) != (len(p.threads) == 0) {
 			return object.BadImagef("process %d: its leader is not its first thread", p.state.PID)
 		}
 		seen[f.State.TID] = true
 		reserved = append(reserved, f.State.TID)
 		p.threads = append(p.threads, &thread{process: p, state: f.State})
-		if err := checkThreadState(f.State); err != nil {
+		if err := f.State.Check(rs.arch); err != nil {
 			return fmt.Errorf("thread %d: %w", f.State.TID, err)
 		}
 	}
 	for _, p := range rs.procs {
 		if err := rs.checkProcess(p); err != nil {
-			return err
+			return fmt.Errorf("process %d: %w", p.state.PID, err)
 		}
+	}
+	if err := rs.checkOrder(); err != nil {
+		return err
 	}
 	init := int32(0)
 	if rs.ownPIDs {
@@ -180,6 +186,9 @@ func (rs *restoration) planTree() error {
 	var err error
 	if rs.forest, err = tasks.PlanForest(states, reserved, init); err != nil {
 		return err
+	}
+	if err := rs.forest.CheckShared(); err != nil {
+		return &object.BadImage{Err: err}
 	}
 	if rs.ownPIDs && len(rs.forest.Roots) != 1 {
 		return object.BadImagef("a pid namespace with %d roots", len(rs.forest.Roots))
@@ -202,53 +211,12 @@ func (rs *restoration) planMemory() error {
 			return err
 		}
 	}
-	used := map[uint32]*process{}
 	for _, p := range rs.procs {
 		if p.state.Zombie {
 			continue
 		}
-		p.space = spaces[p.state.MM]
-		if p.space == nil {
+		if p.space = spaces[p.state.MM]; p.space == nil {
 			return object.BadImagef("process %d has no address space", p.state.PID)
-		}
-		if other := used[p.state.MM.ID]; other != nil {
-			return object.BadImagef("processes %d and %d share an address space", p.state.PID, other.state.PID)
-		}
-		used[p.state.MM.ID] = p
-	}
-	return nil
-}
-
-func checkThreadState(t *tasks.Thread) error {
-	if err := t.Creds.Check(); err != nil {
-		return err
-	}
-	if err := t.Signals.Check(); err != nil {
-		return err
-	}
-	return t.Signals.Restart.Check()
-}
-
-func (rs *restoration) checkProcess(p *process) error {
-	wrap := func(err error) error { return fmt.Errorf("process %d: %w", p.state.PID, err) }
-	if p.state.Zombie {
-		if sig := p.state.WaitStatus & 0xff; p.state.WaitStatus > 0xffff || sig > 64 || sig != 0 && p.state.WaitStatus>>8 != 0 {
-			return object.BadImagef("process %d: wait status %#x", p.state.PID, p.state.WaitStatus)
-		}
-		return nil
-	}
-	if p.state.StopSignal < 0 || p.state.StopSignal > 64 {
-		return object.BadImagef("process %d: stopped by signal %d", p.state.PID, p.state.StopSignal)
-	}
-	if len(p.threads) == 0 {
-		return object.BadImagef("process %d has no thread", p.state.PID)
-	}
-	if err := p.state.Signals.Check(); err != nil {
-		return wrap(err)
-	}
-	for _, ref := range []stream.Ref{p.state.Files, p.state.FS, p.state.Sighand, p.state.MM} {
-		if _, err := rs.plan.Lookup(ref); err != nil {
-			return wrap(err)
 		}
 	}
 	return nil

@@ -40,6 +40,11 @@ func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
 		return errors.New("internal error: a tree without processes")
 	}
 	d.Root = d.Processes[0]
+	for _, p := range d.Processes {
+		if p.Zombie && p.Parent == nil {
+			return p.Error("", object.Unsupportedf("it has ended, and its parent, pid %d, is not part of what is dumped", p.Stat.PPID))
+		}
+	}
 	if err := numberTree(d); err != nil {
 		return err
 	}
@@ -119,11 +124,17 @@ func numberTree(d *object.Dumper) error {
 		return d.Root.Error("", &object.Lacking{What: "the kernel does not tell pids by namespace (NSpid, Linux 4.1)"})
 	}
 	for _, p := range d.Processes {
+		if len(p.Status.NSpid) == 0 {
+			return p.Error("", fmt.Errorf("has been reaped: %w", errTransient))
+		}
 		if len(p.Status.NSpid) != levels {
 			d.Refuse(p.Error("", object.Unsupportedf("is in another pid namespace than the root of its tree, pid %d", d.Root.PID)))
 		}
 		p.ID = p.Status.NSpid[len(p.Status.NSpid)-1]
 		for _, t := range p.Threads {
+			if len(t.Status.NSpid) == 0 {
+				return p.Error("", fmt.Errorf("thread %d is ending: %w", t.TID, errTransient))
+			}
 			t.ID = t.Status.NSpid[len(t.Status.NSpid)-1]
 		}
 	}

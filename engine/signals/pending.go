@@ -20,11 +20,11 @@ const sizeofSiginfo = 128
 func (s Siginfo) signo() int32 { return int32(binary.NativeEndian.Uint32(s[0:])) }
 func (s Siginfo) code() int32  { return int32(binary.NativeEndian.Uint32(s[8:])) }
 
-// Signals that the tracer itself lives on cannot be pending through a restore.
+// Signals that the tracer itself lives on cannot be pending through a restore, nor a stop that nobody can block.
 func checkPending(p *object.Process, tid int, list []Siginfo) error {
 	for _, s := range list {
-		if s.signo() == int32(unix.SIGTRAP) {
-			return p.Error("", object.Unsupportedf("thread %d has a SIGTRAP pending", tid))
+		if sig := unix.Signal(s.signo()); sig == unix.SIGTRAP || sig == unix.SIGSTOP {
+			return p.Error("", object.Unsupportedf("thread %d has a %s pending", tid, sys.SignalName(sig)))
 		}
 	}
 	return nil

@@ -106,10 +106,13 @@ func (r *Restart) Issue(b *tracee.Batch, monotonic int64) {
 	}
 }
 
-// Check refuses what cannot be.
-func (r *Restart) Check() error {
+// Check refuses what cannot be of a thread with these registers.
+func (r *Restart) Check(a *arch.Arch, regs []byte) error {
 	if r.Kind > RestartFutex || r.Left < 0 || r.Expires < 0 {
 		return object.BadImagef("interrupted call of kind %d with %d ns left", r.Kind, r.Left)
+	}
+	if _, in := a.SyscallNr(regs); r.Kind != RestartNone && !(in && a.Result(regs) == erestartRestartblock) {
+		return object.BadImagef("an interrupted call of kind %d that no register shows", r.Kind)
 	}
 	return nil
 }

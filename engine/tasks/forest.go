@@ -24,6 +24,8 @@ type Birth struct {
 	Reaper   *Birth   // who must wait for a stand-in; nil: cr-restore
 	Setsid   bool
 	Group    int32    // joined by setpgid once everybody lives; 0: the one it was born into
+	Leads    bool     // others are in the group that carries its number, whichever it is in itself
+	Helper   bool     // a stand-in that may as well have another number, see Renumber
 	Depth    int      // number of creators above it
 	Adopted  bool     // gets its parent by the death of a stand-in
 	Before   []*Birth // made before its own setsid, in this order
@@ -45,16 +47,31 @@ type Forest struct {
 	used  map[int32]bool
 }
 
+// MaxPID is the highest number of a task on any 64-bit kernel (PID_MAX_LIMIT in linux/threads.h).
+const MaxPID = 4 << 20
+
 // PlanForest plans the births of all processes of an image. reserved says which other numbers are taken: every thread
 // of the image. init is the pid of the process that inherits orphans: 1 in a pid namespace of its own, else 0.
 func PlanForest(procs []*Process, reserved []int32, init int32) (*Forest, error) {
 	f := &Forest{byPID: map[int32]*Birth{}, used: map[int32]bool{}}
+	threads := make(map[int32]bool, len(reserved))
 	for _, pid := range reserved {
-		f.used[pid] = true
+		f.used[pid], threads[pid] = true, true
 	}
 	for _, p := range procs {
-		if p.PID <= 0 || p.Parent < 0 || p.Group < 0 || p.Session < 0 {
-			return nil, object.BadImagef("process %d: negative or zero number", p.PID)
+		threads[p.PID] = false
+	}
+	for _, p := range procs {
+		if threads[p.Group] && !p.OutsideGroup || threads[p.Session] && !p.OutsideSession {
+			return nil, object.BadImagef("process %d: its group %d or session %d is the number of a thread", p.PID, p.Group, p.Session)
+		}
+	}
+	for _, p := range procs {
+		if p.PID <= 0 || p.Parent < 0 || p.Group < 0 || p.Session < 0 || max(p.PID, p.Group, p.Session) > MaxPID {
+			return nil, object.BadImagef("process %d: a number that no task can have", p.PID)
+		}
+		if p.OutsideGroup && !p.OutsideSession || !p.OutsideSession && p.Session == p.PID && p.Group != p.PID {
+			return nil, object.BadImagef("process %d: its group %d cannot be in its session %d", p.PID, p.Group, p.Session)
 		}
 		if f.byPID[p.PID] != nil {
 			return nil, object.BadImagef("two processes with pid %d", p.PID)
@@ -92,13 +109,35 @@ func PlanForest(procs []*Process, reserved []int32, init int32) (*Forest, error)
 	return f, f.order()
 }
 
+// MaxDepth is how many generations a tree may have. Real ones have tens; every step down costs a round of system calls
+// and a level of recursion.
+const MaxDepth = 10000
+
+// checkCycles proves that every process has finitely many ancestors, visiting each once.
 func (f *Forest) checkCycles(procs []*Process) error {
+	const under = -1 // its ancestors are being visited
+	depth := make(map[*Birth]int, len(procs))
+	var path []*Birth
 	for _, p := range procs {
-		steps := 0
-		for b := f.byPID[p.PID]; b != nil; b = b.Parent {
-			if steps++; steps > len(procs) {
-				return object.BadImagef("process %d is its own ancestor", p.PID)
-			}
+		path = path[:0]
+		b := f.byPID[p.PID]
+		for ; b != nil && depth[b] == 0; b = b.Parent {
+			depth[b] = under
+			path = append(path, b)
+		}
+		if b != nil && depth[b] == under {
+			return object.BadImagef("process %d is its own ancestor", b.PID)
+		}
+		above := 0
+		if b != nil {
+			above = depth[b]
+		}
+		for i := len(path) - 1; i >= 0; i-- {
+			above++
+			depth[path[i]] = above
+		}
+		if above > MaxDepth {
+			return object.BadImagef("process %d has more than %d ancestors", p.PID, MaxDepth)
 		}
 	}
 	return nil
@@ -234,7 +273,11 @@ func (f *Forest) placeOrphan(b *Birth, s int32, init int32) error {
 	if !adopts(b.Parent, leader, init) {
 		return object.BadImagef("process %d: neither its parent %d nor a stand-in can make it in session %d", b.PID, b.Process.Parent, s)
 	}
-	helper := &Birth{PID: f.unused(), session: s, Parent: leader, Reaper: leader}
+	pid := f.unused()
+	if pid <= 0 {
+		return object.BadImagef("process %d: no number is left for the stand-in that makes it", b.PID)
+	}
+	helper := &Birth{PID: pid, Helper: true, session: s, Parent: leader, Reaper: leader}
 	f.byPID[helper.PID] = helper
 	if err := f.bear(helper, leader, false, s); err != nil {
 		return err
@@ -253,17 +296,32 @@ func adopts(parent, leader *Birth, init int32) bool {
 	return parent == nil
 }
 
-// unused returns a number that no task of the image has. Numbers near the top are the least likely to be taken by
-// others; the caller tries again with another when one is.
+// unused returns a number that no task of the image has, 0 when there is none. Numbers near the top are the least likely
+// to be taken by others; Renumber tries another when one is.
 func (f *Forest) unused() int32 {
 	if f.next == 0 {
 		f.next = 32000
 	}
-	for f.used[f.next] {
+	for f.next > 0 && f.used[f.next] {
 		f.next--
+	}
+	if f.next <= 0 {
+		return 0
 	}
 	f.used[f.next] = true
 	return f.next
+}
+
+// Renumber gives a Helper whose number somebody else has another one. It returns false when none is left.
+func (f *Forest) Renumber(b *Birth) bool {
+	pid := f.unused()
+	if pid <= 0 {
+		return false
+	}
+	delete(f.byPID, b.PID)
+	b.PID = pid
+	f.byPID[pid] = b
+	return true
 }
 
 // groups decides who joins which process group, with a stand-in for each dead leader.
@@ -290,7 +348,11 @@ func (f *Forest) groups(procs []*Process) error {
 		if leader.session != b.session {
 			return object.BadImagef("process %d: its group %d is in session %d, itself in %d", p.PID, p.Group, leader.session, b.session)
 		}
-		leader.Group, b.Group = p.Group, p.Group
+		// A leader may have gone into another group of its session and left the others to theirs (setpgid(2)).
+		b.Group, leader.Leads = p.Group, true
+		if leader.Ghost() {
+			leader.Group = p.Group
+		}
 	}
 	for _, p := range procs {
 		b := f.byPID[p.PID]
@@ -298,7 +360,7 @@ func (f *Forest) groups(procs []*Process) error {
 			continue
 		}
 		if f.byPID[p.Group] == nil { // only zombies are left in the group
-			leader := &Birth{PID: p.Group, session: b.session, Parent: b, Reaper: b, Group: p.Group}
+			leader := &Birth{PID: p.Group, session: b.session, Parent: b, Reaper: b, Group: p.Group, Leads: true}
 			f.byPID[p.Group] = leader
 			if err := f.bear(leader, b, false, b.session); err != nil {
 				return err

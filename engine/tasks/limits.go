@@ -1,12 +1,14 @@
 package tasks
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
 
@@ -31,22 +33,29 @@ func DumpLimits(p *object.Process) (Limits, error) {
 // rlimNLimits is RLIM_NLIMITS (asm-generic/resource.h).
 const rlimNLimits = 16
 
-// SetLimits gives process pid its limits from outside. Raising a hard limit above the caller's own needs
-// CAP_SYS_RESOURCE, so only what differs is set.
-func SetLimits(pid int, l Limits) error {
-	if len(l) > 2*rlimNLimits || len(l)%2 != 0 {
-		return object.BadImagef("%d values of resource limits", len(l))
+// Check refuses what no kernel would show of a live process.
+func (l Limits) Check() error {
+	if len(l) != 2*rlimNLimits {
+		return object.BadImagef("%d values of resource limits, want %d", len(l), 2*rlimNLimits)
 	}
+	for i := 0; i < len(l); i += 2 {
+		if l[i] > l[i+1] {
+			return object.BadImagef("resource limit %d: soft %d above hard %d", i/2, l[i], l[i+1])
+		}
+	}
+	return nil
+}
+
+// SetLimits gives process pid its limits from outside. Raising a hard limit above the caller's own needs
+// CAP_SYS_RESOURCE, so only what differs is set. A limit of pending signals that becomes lower is left to Late.
+func SetLimits(pid int, l Limits) error {
 	for i := 0; i < len(l)/2; i++ {
 		want := unix.Rlimit{Cur: l[2*i], Max: l[2*i+1]}
-		if want.Cur > want.Max {
-			return object.BadImagef("resource limit %d: soft %d above hard %d", i, want.Cur, want.Max)
-		}
 		var have unix.Rlimit
 		if err := unix.Prlimit(pid, i, nil, &have); err != nil {
 			return fmt.Errorf("reading resource limit %d: %w", i, err)
 		}
-		if have == want {
+		if have == want || i == unix.RLIMIT_SIGPENDING && want.Cur <= have.Cur && want.Max <= have.Max {
 			continue
 		}
 		if err := unix.Prlimit(pid, i, &want, nil); err != nil {
@@ -55,6 +64,14 @@ func SetLimits(pid int, l Limits) error {
 		}
 	}
 	return nil
+}
+
+// LateCalls adds the call by which a process itself takes a limit under which its pending signals and timers, each of
+// which counts, could not be made again: they are older than the limit. Lowering needs no privilege.
+func (l Limits) LateCalls(b *tracee.Batch) {
+	pair := binary.NativeEndian.AppendUint64(nil, l[2*unix.RLIMIT_SIGPENDING])
+	pair = binary.NativeEndian.AppendUint64(pair, l[2*unix.RLIMIT_SIGPENDING+1])
+	b.Call(b.Sys().Prlimit64, 0, unix.RLIMIT_SIGPENDING, pair, 0).Note("RLIMIT_SIGPENDING")
 }
 
 // DumpOOMScore reads /proc/PID/oom_score_adj.

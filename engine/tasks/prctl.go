@@ -3,6 +3,7 @@ package tasks
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -60,6 +61,9 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 		IOFlusher: look(l, v.IOFlusher, "I/O flusher state"),
 		TSCFaults: look(l, v.TSCFaults, "time-stamp counter mode"),
 	}
+	if i := slices.IndexFunc(t.Process.Threads, noSlack); i >= 0 && t.Process.Threads[i] == t {
+		d.Warn("pid %d (%s): threads whose default timer slack is 0, because a real-time thread made them, will get that of cr-restore", t.Process.PID, t.Process.Comm())
+	}
 	l.refuse(t.Status.Seccomp != 0, "has seccomp mode %d", t.Status.Seccomp)
 	l.refuse(look(l, v.SyscallDispatch, "system call dispatch").On, "has system call user dispatch on")
 	l.refuse(look(l, v.Mempolicy, "memory policy").Set, "has a NUMA memory policy")
@@ -76,6 +80,12 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 		l.refuse(tls != [3]uint64{}, "has TLS entries in its descriptor table (set_thread_area)")
 	}
 	return p
+}
+
+// noSlack says whether a thread has the default timer slack 0, which a restore cannot pass on (fork(2)).
+func noSlack(t *object.Thread) bool {
+	slack, known := t.View.DefaultTimerSlack.Get()
+	return known && slack == 0
 }
 
 // Calls adds the calls that do not depend on credentials.
@@ -96,9 +106,7 @@ func (p *Prctls) Calls(b *tracee.Batch, a *arch.Arch) {
 	if p.TSCFaults {
 		b.Call(n.Prctl, unix.PR_SET_TSC, unix.PR_TSC_SIGSEGV)
 	}
-	if p.TimerSlack != 0 {
-		b.Call(n.Prctl, unix.PR_SET_TIMERSLACK, p.TimerSlack)
-	}
+	b.Call(n.Prctl, unix.PR_SET_TIMERSLACK, p.TimerSlack) // 0: the default, until a real-time policy takes it away
 }
 
 // LateCalls adds what a change of credentials would have taken back.

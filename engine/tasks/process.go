@@ -3,6 +3,9 @@ package tasks
 import (
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
 	"crpipe/stream"
@@ -76,6 +79,48 @@ func innermost(numbers []int, levels int) int {
 		return 0
 	}
 	return numbers[levels-1]
+}
+
+// Check refuses what is no process, as far as that can be said of it alone.
+func (s *Process) Check() error {
+	if s.Zombie {
+		return s.checkZombie()
+	}
+	switch s.StopSignal {
+	case 0, int32(unix.SIGSTOP), int32(unix.SIGTSTP), int32(unix.SIGTTIN), int32(unix.SIGTTOU):
+	default:
+		return object.BadImagef("stopped by signal %d", s.StopSignal)
+	}
+	if s.ExitSignal < 0 || s.ExitSignal > 64 {
+		return object.BadImagef("exit signal %d", s.ExitSignal)
+	}
+	if s.OOMScore < -1000 || s.OOMScore > 1000 {
+		return object.BadImagef("oom_score_adj %d", s.OOMScore)
+	}
+	if err := s.Limits.Check(); err != nil {
+		return err
+	}
+	return s.Signals.Check()
+}
+
+// commLen is what the kernel keeps of a task's name, in bytes (TASK_COMM_LEN without its terminating zero).
+const commLen = 15
+
+func (s *Process) checkZombie() error {
+	sig, code := unix.Signal(s.WaitStatus&0xff), s.WaitStatus>>8
+	switch sig {
+	case 0:
+	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
+		return object.BadImagef("wait status %#x: %s kills nobody", s.WaitStatus, sys.SignalName(sig))
+	default:
+		if sig > 64 || code != 0 {
+			return object.BadImagef("wait status %#x", s.WaitStatus)
+		}
+	}
+	if code > 0xff || s.ExitSignal < 0 || s.ExitSignal > 64 || len(s.Comm) > commLen {
+		return object.BadImagef("wait status %#x, exit signal %d, name of %d bytes", s.WaitStatus, s.ExitSignal, len(s.Comm))
+	}
+	return nil
 }
 
 // DumpZombie fills in what is left of a process that has ended.

@@ -72,6 +72,17 @@ func ReadScheduling(tid int, online []byte) (Scheduling, error) {
 	return s, nil
 }
 
+// Check refuses what no kernel would show.
+func (s *Scheduling) Check() error {
+	if s.Nice < -20 || s.Nice > 19 || s.Priority > 99 || len(s.Affinity) > maxAffinity || s.Ioprio > 0xffff {
+		return object.BadImagef("nice value %d, priority %d, I/O priority %#x, %d bytes of affinity", s.Nice, s.Priority, s.Ioprio, len(s.Affinity))
+	}
+	return nil
+}
+
+// maxAffinity is the largest cpu mask in bytes, far above NR_CPUS of any kernel.
+const maxAffinity = 8192
+
 // Online is the mask of all cpus that a thread of this cpuset could run on.
 func Online() ([]byte, error) { return sys.SchedGetaffinity(1) }
 

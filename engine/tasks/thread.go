@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"crpipe/arch"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
 	"crpipe/stream"
@@ -33,4 +34,66 @@ var ThreadKind = object.NewKind[Thread]("thread", nil)
 type Regset struct {
 	Note uint32 `msgpack:"note"`
 	Data []byte `msgpack:"data"`
+}
+
+// maxRegset bounds a register set whose size depends on the machine, in bytes: the xsave area with AMX tiles has 11 KiB.
+const maxRegset = 32 << 10
+
+// Check refuses what is no thread of architecture a.
+func (s *Thread) Check(a *arch.Arch) error {
+	if len(s.Comm) > commLen {
+		return object.BadImagef("a name of %d bytes", len(s.Comm))
+	}
+	if err := s.checkRegsets(a); err != nil {
+		return err
+	}
+	if err := s.Creds.Check(); err != nil {
+		return err
+	}
+	if err := s.Sched.Check(); err != nil {
+		return err
+	}
+	if s.Prctls.PdeathSignal < 0 || s.Prctls.PdeathSignal > 64 {
+		return object.BadImagef("parent-death signal %d", s.Prctls.PdeathSignal)
+	}
+	if err := s.Signals.Check(); err != nil {
+		return err
+	}
+	for _, r := range s.Regs {
+		if r.Note != arch.NTPRStatus {
+			continue
+		}
+		if err := s.Signals.Restart.Check(a, r.Data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRegsets makes sure that a thread has all of its registers, each once: one without would go on with those of the
+// restore's own code.
+func (s *Thread) checkRegsets(a *arch.Arch) error {
+	have := map[uint32]int{}
+	for _, r := range s.Regs {
+		if _, twice := have[r.Note]; twice {
+			return object.BadImagef("register set %#x twice", r.Note)
+		}
+		have[r.Note] = len(r.Data)
+	}
+	for _, want := range a.Regsets {
+		n, ok := have[want.Note]
+		switch {
+		case !ok && want.Optional:
+			continue
+		case !ok:
+			return object.BadImagef("no register set %s", want.Name)
+		case want.Size != 0 && n != want.Size, n == 0, n > maxRegset:
+			return object.BadImagef("register set %s of %d bytes", want.Name, n)
+		}
+		delete(have, want.Note)
+	}
+	for note := range have {
+		return object.BadImagef("register set %#x, which this architecture does not have", note)
+	}
+	return nil
 }

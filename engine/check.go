@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/files"
+	"crpipe/engine/object"
+	"crpipe/engine/signals"
+	"crpipe/engine/tasks"
+	"crpipe/stream"
+)
+
+// checkProcess refuses a process whose parts are not there or make no sense. An image is hostile until proved otherwise:
+// what is wrong with it is found here, before anything is made.
+func (rs *restoration) checkProcess(p *process) error {
+	if err := p.state.Check(); err != nil {
+		return err
+	}
+	if p.state.Zombie {
+		return nil
+	}
+	if len(p.threads) == 0 {
+		return object.BadImagef("it has no thread")
+	}
+	if _, err := object.State[files.TableState](rs.plan, p.state.Files); err != nil {
+		return err
+	}
+	if _, err := object.State[files.FSState](rs.plan, p.state.FS); err != nil {
+		return err
+	}
+	s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
+	if err != nil {
+		return err
+	}
+	return s.Check()
+}
+
+// checkOrder makes sure that parents come before their children, which the order of several steps of a restore relies on.
+func (rs *restoration) checkOrder() error {
+	if rs.procs[0].state.Zombie {
+		return object.BadImagef("its first process, %d, is a zombie", rs.procs[0].state.PID)
+	}
+	seen := map[int32]bool{0: true}
+	for _, p := range rs.procs {
+		if !seen[p.state.Parent] {
+			return object.BadImagef("process %d comes before its parent %d, or that is not in the image", p.state.PID, p.state.Parent)
+		}
+		seen[p.state.PID] = true
+	}
+	return nil
+}
+
+// checkHost refuses what this cr-restore could not give to the tree's threads, before anything is made.
+func (rs *restoration) checkHost() error {
+	var missing uint64
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			lacks, err := t.state.Creds.Reach(&rs.initial.creds)
+			if err != nil {
+				return &object.Error{PID: int(p.state.PID), Comm: p.threads[0].state.Comm, FD: -1, Err: err}
+			}
+			missing |= lacks
+		}
+	}
+	if missing != 0 {
+		rs.o.Warn("the bounding sets of the new processes lack " + tasks.CapNames(missing) + ", as cr-restore's does")
+	}
+	return nil
+}
+
+// checkShared refuses, in a dump, a tree that could not be made again: the plan of a restore is made as a rehearsal.
+func checkShared(d *object.Dumper, states []*tasks.Process) error {
+	if d.Refusals() != nil {
+		return nil // what is said already may well be the cause
+	}
+	var reserved []int32
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			reserved = append(reserved, int32(t.ID))
+		}
+	}
+	init := int32(0)
+	if len(d.Root.Status.NSpid) > 1 && d.Root.ID == 1 {
+		init = 1
+	}
+	forest, err := tasks.PlanForest(states, reserved, init)
+	if err == nil {
+		err = forest.CheckShared()
+	}
+	if err != nil {
+		return d.Root.Error("", object.Unsupportedf("the tree of processes cannot be made again: %s", strings.TrimPrefix(err.Error(), "image: ")))
+	}
+	return nil
+}
+
+// checkContextSharing warns of threads that share an I/O context (CLONE_IO of clone(2)): each gets one of its own, with the
+// same priority.
+func checkContextSharing(d *object.Dumper) {
+	first := map[any]*object.Thread{}
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			id, ok := t.View.IOContext.Get()
+			if !ok || id == 0 {
+				continue
+			}
+			if other := first[id]; other != nil {
+				d.Warn("pid %d (%s): thread %d shares its I/O context with %d (CLONE_IO); a restore gives each its own", p.PID, p.Comm(), t.TID, other.TID)
+				continue
+			}
+			first[id] = t
+		}
+	}
+}
+
+// resetInherited adds the calls by which the first task gives up what it has of cr-restore itself and what no record says
+// when it is the default: signals ignored by whoever started cr-restore (nohup(1)), which exec(2) keeps, and an I/O
+// priority (ionice(1)). All tasks are made from it.
+func (rs *restoration) resetInherited() error {
+	b := rs.arena.NewBatch()
+	n := b.Sys()
+	standard := b.Data(make([]byte, 32)) // struct kernel_sigaction: SIG_DFL, no flags, empty mask
+	for sig := unix.Signal(1); sig <= 64; sig++ {
+		if !slices.Contains([]unix.Signal{unix.SIGKILL, unix.SIGSTOP}, sig) {
+			b.Call(n.RtSigaction, sig, standard, 0, 8).Note("rt_sigaction of signal %d", int(sig))
+		}
+	}
+	const who = 1 // IOPRIO_WHO_PROCESS: the caller
+	b.Call(n.IoprioSet, who, 0, 0)
+	return rs.tracer.RunOne(rs.stub, b)
+}
+
+// sameFeatures refuses an image that requires what this build does not know: at present there is no such feature beyond
+// those of the framing, which the reader itself knows.
+func sameFeatures(h *stream.Header) error {
+	if err := h.CheckFeatures(func(string) bool { return false }); err != nil {
+		return &object.BadImage{Err: fmt.Errorf("%w; a newer cr-restore may know it", err)}
+	}
+	return nil
+}
