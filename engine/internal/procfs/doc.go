@@ -65,6 +65,7 @@ func parseUint(b []byte, base uint64, bits uint) (uint64, bool) {
 		return 0, false
 	}
 	limit := ^uint64(0) >> (64 - bits)
+	last := limit / base // one more digit fits behind anything up to this
 	var v uint64
 	for _, c := range b {
 		var d uint64
@@ -78,7 +79,7 @@ func parseUint(b []byte, base uint64, bits uint) (uint64, bool) {
 		default:
 			return 0, false
 		}
-		if d >= base || v > (limit-d)/base {
+		if d >= base || v > last || v*base > limit-d {
 			return 0, false
 		}
 		v = v*base + d
