@@ -22,6 +22,10 @@ type bench struct {
 }
 
 func becomeSubreaper() error {
+	// what our caller left open must not get into the targets
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return err
+	}
 	// restored tasks become our children when cr-restore ends, and can be waited for
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 }

@@ -46,7 +46,8 @@ func beat(t *testing.T, j *harness.Job) uint64 {
 		if err != nil {
 			return 0
 		}
-		n, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+		first, _, _ := strings.Cut(string(data), "\n")
+		n, err := strconv.ParseUint(first, 10, 64)
 		if err != nil {
 			t.Fatalf("reading %s: %v", f, err)
 		}
@@ -59,9 +60,11 @@ func beat(t *testing.T, j *harness.Job) uint64 {
 func goesOn(t *testing.T, j *harness.Job, round int) {
 	t.Helper()
 	was := beat(t, j)
-	for end := time.Now().Add(10 * time.Second); beat(t, j) <= was; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); beat(t, j) <= was; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("round %d: the program does not go on%s", round, j.Evidence())
+			data, _ := os.ReadFile(filepath.Join(j.Dir, "beat"))
+			data2, _ := os.ReadFile(filepath.Join(j.Dir, "beat.child"))
+			t.Fatalf("round %d: the program does not go on: %s%s%s", round, data, data2, j.Evidence())
 		}
 	}
 }

@@ -220,8 +220,8 @@ func (j *Job) Evidence() string {
 	var b strings.Builder
 	for _, f := range []string{filepath.Join(j.Dir, "report"), filepath.Join(j.Aux, "stdout"), filepath.Join(j.Aux, "stderr")} {
 		if data, err := os.ReadFile(f); err == nil && len(data) > 0 {
-			if len(data) > 4000 {
-				data = append(data[:4000:4000], "..."...)
+			if len(data) > 3000 { // the end says most
+				data = append([]byte("..."), data[len(data)-3000:]...)
 			}
 			fmt.Fprintf(&b, "\n--- %s:\n%s", filepath.Base(f), strings.TrimRight(string(data), "\n"))
 		}

@@ -137,8 +137,11 @@ int main(int argc, char **argv)
 				least = beats[i];
 		if (ticks < least)
 			least = ticks;
-		char line[64];
-		snprintf(line, sizeof line, "%" PRIu64 "\n", least);
+		char line[512];
+		int len = snprintf(line, sizeof line, "%" PRIu64 "\n", least);
+		for (int i = 0; i < N; i++)
+			len += snprintf(line + len, sizeof line - len, "%d:%" PRIu64 " ", i, beats[i]);
+		snprintf(line + len, sizeof line - len, "ticks:%" PRIu64 "\n", ticks);
 		fx_touch(kid ? "beat" : "beat.child", line);
 		fx_pause_ms(20);
 	}
