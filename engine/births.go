@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -28,98 +27,79 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 	if rs.ownPIDs {
 		return nil // inside its own namespace every number is free
 	}
+	need := map[int]bool{}
+	for _, b := range rs.forest.All {
+		need[int(b.PID)] = true
+	}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			need[int(t.state.TID)] = true
+		}
+	}
 	deadline := time.Now().Add(zombieTime)
-	if err := rs.checkHighest(); err != nil {
-		return err
-	}
-	for _, p := range rs.procs {
-		ids := []int32{p.state.PID}
-		for _, t := range p.threads {
-			if t.state.TID != p.state.PID {
-				ids = append(ids, t.state.TID)
-			}
-		}
-		for _, id := range ids {
-			if err := waitFree(ctx, int(id), deadline); err != nil {
-				return err
-			}
-		}
-	}
-	for _, b := range rs.forest.All {
-		if !b.Ghost() {
-			continue
-		}
-		for b.Helper && unix.Kill(int(b.PID), 0) != unix.ESRCH { // signal 0 only asks
-			if !rs.forest.Renumber(b) {
-				break
-			}
-		}
-		if err := waitFree(ctx, int(b.PID), deadline); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkHighest refuses numbers that this system gives to no task.
-func (rs *restoration) checkHighest() error {
-	data, err := os.ReadFile("/proc/sys/kernel/pid_max")
-	if err != nil {
-		return err
-	}
-	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil {
-		return fmt.Errorf("reading pid_max: %w", err)
-	}
-	check := func(id int32) error {
-		if int(id) < limit {
-			return nil
-		}
-		return &object.Lacking{What: fmt.Sprintf("pid %d, which the image needs, is above what this system allows (kernel.pid_max is %d)", id, limit),
-			Do: fmt.Sprintf("sysctl kernel.pid_max=%d", tasks.MaxPID)}
-	}
-	for _, b := range rs.forest.All {
-		if b.Helper {
-			continue
-		}
-		if err := check(b.PID); err != nil {
-			return err
-		}
-	}
-	for _, p := range rs.procs {
-		for _, t := range p.threads {
-			if err := check(t.state.TID); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func waitFree(ctx context.Context, id int, deadline time.Time) error {
 	for {
-		// Through task/ so that the numbers of threads are found too.
-		st, err := procfs.ReadThreadStat(id, id)
-		if errors.Is(err, os.ErrNotExist) {
-			if st, err = procfs.ReadStat(id); errors.Is(err, os.ErrNotExist) {
-				return nil
-			}
-		}
-		if errors.Is(err, unix.ESRCH) {
-			return nil
-		}
-		if err != nil {
+		taken, err := takenIDs(need)
+		if err != nil || taken == nil {
 			return err
 		}
-		if st.State != 'Z' && st.State != 'X' || time.Now().After(deadline) {
-			return pidTaken(id, &st)
+		if !taken.zombie || time.Now().After(deadline) {
+			return taken
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(2 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// takenIDs looks for a task that holds one of the numbers: as its own, or as that of its process group or session, for
+// the kernel does not give such a number out again either (alloc_pid in kernel/pid.c). One that is about to go, a zombie,
+// is only reported where no other is.
+func takenIDs(need map[int]bool) (*PIDTakenError, error) {
+	pids, err := procfs.Processes()
+	if err != nil {
+		return nil, err
+	}
+	var zombie *PIDTakenError
+	for _, pid := range pids {
+		st, err := procfs.ReadStat(pid)
+		if procfs.IsGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var taken *PIDTakenError
+		switch {
+		case need[pid]:
+			taken = pidTaken(pid, &st)
+		case need[st.Pgrp] || need[st.Session]:
+			id := st.Pgrp
+			if !need[id] {
+				id = st.Session
+			}
+			taken = &PIDTakenError{PID: id, Holder: fmt.Sprintf("the process group or session of %s (pid %d, child of %d)", st.Comm, pid, st.PPID),
+				zombie: st.State == 'Z' || st.State == 'X'}
+		case st.NumThreads > 1:
+			tids, err := procfs.Threads(pid)
+			if err != nil {
+				continue // it has just ended
+			}
+			for _, tid := range tids {
+				if need[tid] {
+					taken = pidTaken(tid, &st)
+				}
+			}
+		}
+		if taken != nil && !taken.zombie {
+			return taken, nil
+		}
+		if taken != nil {
+			zombie = taken
+		}
+	}
+	return zombie, nil
 }
 
 // PIDTakenError says that a number that the tree needs belongs to somebody else.
@@ -145,8 +125,8 @@ func (e *PIDTakenError) Hint() string {
 	return "end that process, or restore into a pid namespace of its own (unshare -pf --mount-proc cr-restore ...)"
 }
 
-func pidTaken(id int, st *procfs.Stat) error {
-	e := &PIDTakenError{PID: id, zombie: st.State == 'Z'}
+func pidTaken(id int, st *procfs.Stat) *PIDTakenError {
+	e := &PIDTakenError{PID: id, zombie: st.State == 'Z' || st.State == 'X'}
 	status, err := procfs.ReadStatus(id)
 	switch {
 	case err == nil && status.Tgid == os.Getpid():
@@ -334,13 +314,15 @@ func (rs *restoration) explainTaken(err error) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
+	need := map[int]bool{}
 	for _, p := range rs.procs {
-		if p.task != nil {
-			continue
+		for _, t := range p.threads {
+			need[int(t.state.TID)] = t.task == nil
 		}
-		if st, e := procfs.ReadStat(int(p.state.PID)); e == nil && !rs.ownPIDs {
-			return pidTaken(int(p.state.PID), &st)
-		}
+		need[int(p.state.PID)] = p.task == nil
+	}
+	if taken, e := takenIDs(need); e == nil && taken != nil && !rs.ownPIDs {
+		return taken
 	}
 	return err
 }

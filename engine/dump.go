@@ -298,7 +298,7 @@ func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, o *DumpOpti
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("reading the kernel's version: %w", err)
 	}
-	w, err := stream.NewWriter(&progressWriter{ctx: ctx, w: out, report: o.Progress}, stream.Header{
+	w, err := stream.NewWriter(countProgress(ctx, out, o.Progress), stream.Header{
 		Content: "image", Arch: d.Arch.Name, PageSize: unix.Getpagesize(), Kernel: unix.ByteSliceToString(uts.Release[:])})
 	if err != nil {
 		return err
@@ -326,13 +326,43 @@ type progressWriter struct {
 }
 
 func (p *progressWriter) Write(b []byte) (int, error) {
-	if err := p.ctx.Err(); err != nil {
+	if p.ctx.Err() != nil {
 		return 0, context.Cause(p.ctx)
 	}
 	n, err := p.w.Write(b)
 	p.bytes += uint64(n)
 	report(p.report, "writing", p.bytes)
 	return n, err
+}
+
+// vectorProgressWriter is a progressWriter to a destination that takes a record's head and payload in one call.
+type vectorProgressWriter struct {
+	progressWriter
+	v stream.VectorWriter
+}
+
+// WriteVector implements stream.VectorWriter.
+func (p *vectorProgressWriter) WriteVector(bufs ...[]byte) error {
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	if err := p.v.WriteVector(bufs...); err != nil {
+		return err
+	}
+	for _, b := range bufs {
+		p.bytes += uint64(len(b))
+	}
+	report(p.report, "writing", p.bytes)
+	return nil
+}
+
+// countProgress wraps w so that what is written is reported.
+func countProgress(ctx context.Context, w io.Writer, report func(Progress)) io.Writer {
+	p := progressWriter{ctx: ctx, w: w, report: report}
+	if v, ok := w.(stream.VectorWriter); ok {
+		return &vectorProgressWriter{p, v}
+	}
+	return &p
 }
 
 func report(f func(Progress), phase string, bytes uint64) {

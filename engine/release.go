@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/events"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -294,6 +295,9 @@ func (rs *restoration) passOn(all []*tracee.Task) error {
 // letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
 func (rs *restoration) letGo() (*Restored, error) {
 	if err := rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 }); err != nil {
+		return nil, err
+	}
+	if err := events.StartTimers(rs.r); err != nil {
 		return nil, err
 	}
 	var all []*tracee.Task

@@ -131,6 +131,10 @@ func (e *MissingError) Error() string {
 // Unwrap returns what the kernel said.
 func (e *MissingError) Unwrap() error { return e.Err }
 
+// ExitCode is the status of a command that cannot go on without: the kernel or
+// the privileges lack something.
+func (e *MissingError) ExitCode() int { return 5 }
+
 // Hint is what the user can do about it.
 func (e *MissingError) Hint() string { return e.Fix }
 
