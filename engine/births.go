@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,8 +28,16 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 	if rs.ownPIDs {
 		return nil // inside its own namespace every number is free
 	}
+	if err := rs.checkHighest(); err != nil {
+		return err
+	}
 	need := map[int]bool{}
 	for _, b := range rs.forest.All {
+		for b.Helper && unix.Kill(int(b.PID), 0) != unix.ESRCH { // signal 0 only asks
+			if !rs.forest.Renumber(b) {
+				break
+			}
+		}
 		need[int(b.PID)] = true
 	}
 	for _, p := range rs.procs {
@@ -51,6 +60,41 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// checkHighest refuses numbers that this system gives to no task.
+func (rs *restoration) checkHighest() error {
+	data, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("reading pid_max: %w", err)
+	}
+	check := func(id int32) error {
+		if int(id) < limit {
+			return nil
+		}
+		return &object.Lacking{What: fmt.Sprintf("pid %d, which the image needs, is above what this system allows (kernel.pid_max is %d)", id, limit),
+			Do: fmt.Sprintf("sysctl kernel.pid_max=%d", tasks.MaxPID)}
+	}
+	for _, b := range rs.forest.All {
+		if b.Helper {
+			continue
+		}
+		if err := check(b.PID); err != nil {
+			return err
+		}
+	}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			if err := check(t.state.TID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // takenIDs looks for a task that holds one of the numbers: as its own, or as that of its process group or session, for
