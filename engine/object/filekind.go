@@ -8,6 +8,7 @@ import (
 type FileKind struct {
 	Type stream.Type // class "file"
 
+	schema  func() any
 	claims  func(d *Dumper, f *OpenFile) bool
 	dump    func(d *Dumper, f *OpenFile) (stream.Ref, error)
 	decode  func(r *stream.Record) (any, error)
@@ -23,6 +24,7 @@ func NewFileKind[S any](t stream.Type, claims func(*Dumper, *OpenFile) bool,
 	dump func(*Dumper, *OpenFile) (*S, error), restore func(*Restorer, stream.Ref, *S) (int, error)) FileKind {
 	return FileKind{
 		Type:   t,
+		schema: func() any { return new(S) },
 		claims: claims,
 		dump: func(d *Dumper, f *OpenFile) (stream.Ref, error) {
 			s, err := dump(d, f)
@@ -50,14 +52,18 @@ func decodeInto[S any](r *stream.Record) (any, error) {
 // but the caller, its restore.
 type Kind struct {
 	Type    stream.Type
+	schema  func() any
 	decode  func(r *stream.Record) (any, error)
 	restore func(r *Restorer, ref stream.Ref, state any) error
 }
 
+// Schema returns a zero state of the kind: a pointer to the struct that is the schema of its record.
+func (k *Kind) Schema() any { return k.schema() }
+
 // NewKind makes a Kind of schema S. restore may be nil when the engine itself acts on the record (processes, threads,
 // address spaces). It runs in stream order before any task exists, so whatever it refers to has been restored.
 func NewKind[S any](t stream.Type, restore func(*Restorer, stream.Ref, *S) error) Kind {
-	k := Kind{Type: t, decode: decodeInto[S]}
+	k := Kind{Type: t, schema: func() any { return new(S) }, decode: decodeInto[S]}
 	if restore != nil {
 		k.restore = func(r *Restorer, ref stream.Ref, state any) error { return restore(r, ref, state.(*S)) }
 	}
@@ -66,7 +72,7 @@ func NewKind[S any](t stream.Type, restore func(*Restorer, stream.Ref, *S) error
 
 // AsKind returns the part of a file kind that reading a plan needs.
 func (k *FileKind) AsKind() Kind {
-	return Kind{Type: k.Type, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
+	return Kind{Type: k.Type, schema: k.schema, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
 		fd, err := k.restore(r, ref, state)
 		if err != nil {
 			return err
