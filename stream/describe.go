@@ -3,6 +3,7 @@ package stream
 import (
 	"encoding/hex"
 	"fmt"
+	"math"
 	"strconv"
 	"unicode/utf8"
 )
@@ -16,7 +17,7 @@ import (
 // Nothing in it can drive a terminal. Metadata that is not sound is described as
 // such.
 func (r *Record) Describe(width int) string {
-	d := describer{meta: r.Meta, limit: width}
+	d := describer{limit: width}
 	d.out = append(d.out, r.Type...)
 	if r.Ref != 0 {
 		d.out = append(d.out, " #"...)
@@ -35,22 +36,24 @@ func (r *Record) Describe(width int) string {
 	if CheckMeta(r.Meta) != nil {
 		return d.finish(" (malformed metadata)" + tail)
 	}
-	t, pos, _ := next(r.Meta, 0) // checked
+	d.in = newDecoder(r.Meta)
+	defer d.in.done()
+	t := d.next()
 	if t.kind == kindMap {
 		for i := uint64(0); i < t.num && !d.full(); i++ {
 			d.out = append(d.out, ' ')
-			pos = d.value(d.field(pos))
+			d.field()
 		}
 	} else {
 		d.out = append(d.out, ' ')
-		d.value(0)
+		d.value(t)
 	}
 	return d.finish(tail)
 }
 
 // describer writes values of metadata that has been checked.
 type describer struct {
-	meta  []byte
+	in    *decoder
 	out   []byte
 	limit int // runes
 }
@@ -58,20 +61,25 @@ type describer struct {
 // full reports whether more would be cut off anyway; a rune has at most 4 bytes.
 func (d *describer) full() bool { return d.limit > 0 && len(d.out) > 4*d.limit }
 
-// field writes the key at pos and returns where its value is.
-func (d *describer) field(pos int) int {
-	key, pos, _ := next(d.meta, pos)
+// next returns the next value; of metadata that was checked there is one.
+func (d *describer) next() token {
+	t, _ := d.in.next() // an error leaves nil
+	return t
+}
+
+// field writes a field of a map.
+func (d *describer) field() {
+	key := d.next()
 	if bare(key.data) {
 		d.out = append(d.out, key.data...)
 	} else {
 		d.out = strconv.AppendQuote(d.out, string(key.data))
 	}
 	d.out = append(d.out, '=')
-	return pos
+	d.value(d.next())
 }
 
-func (d *describer) value(pos int) int {
-	t, pos, _ := next(d.meta, pos)
+func (d *describer) value(t token) {
 	switch t.kind {
 	case kindNil:
 		d.out = append(d.out, "null"...)
@@ -87,9 +95,9 @@ func (d *describer) value(pos int) int {
 	case kindInt:
 		d.out = strconv.AppendInt(d.out, int64(t.num), 10)
 	case kindFloat32:
-		d.out = strconv.AppendFloat(d.out, float64(float32frombits(t.num)), 'g', -1, 32)
+		d.out = strconv.AppendFloat(d.out, float64(math.Float32frombits(uint32(t.num))), 'g', -1, 32)
 	case kindFloat64:
-		d.out = strconv.AppendFloat(d.out, float64frombits(t.num), 'g', -1, 64)
+		d.out = strconv.AppendFloat(d.out, math.Float64frombits(t.num), 'g', -1, 64)
 	case kindString:
 		if bare(t.data) {
 			d.out = append(d.out, t.data...)
@@ -107,12 +115,11 @@ func (d *describer) value(pos int) int {
 		d.out = append(d.out, '#')
 		d.out = strconv.AppendUint(d.out, t.num, 10)
 	case kindArray, kindMap:
-		return d.container(t, pos)
+		d.container(t)
 	}
-	return pos
 }
 
-func (d *describer) container(t token, pos int) int {
+func (d *describer) container(t token) {
 	brackets := "[]"
 	if t.kind == kindMap {
 		brackets = "{}"
@@ -120,18 +127,18 @@ func (d *describer) container(t token, pos int) int {
 	d.out = append(d.out, brackets[0])
 	for i := uint64(0); i < t.num; i++ {
 		if d.full() {
-			return pos // the caller is full as well and asks for no more
+			return // whoever encloses it is full as well and asks for no more
 		}
 		if i > 0 {
 			d.out = append(d.out, ' ')
 		}
 		if t.kind == kindMap {
-			pos = d.field(pos)
+			d.field()
+		} else {
+			d.value(d.next())
 		}
-		pos = d.value(pos)
 	}
 	d.out = append(d.out, brackets[1])
-	return pos
 }
 
 // bare reports whether a string needs no quotes.

@@ -116,8 +116,15 @@ func appendJSON(b []byte, r *Record) ([]byte, error) {
 		b = append(b, `,"lz4":true`...)
 	}
 	b = append(b, `,"meta":`...)
-	b, _ = appendJSONValue(b, r.Meta, 0)
-	if !bytes.Equal(shortest(nil, r.Meta), r.Meta) {
+	b, err := appendJSONMeta(b, r.Meta)
+	if err != nil {
+		return nil, r.fail(err)
+	}
+	short, err := shortest(nil, r.Meta)
+	if err != nil {
+		return nil, r.fail(err)
+	}
+	if !bytes.Equal(short, r.Meta) {
 		b = append(b, `,"raw":"`...)
 		b = base64.StdEncoding.AppendEncode(b, r.Meta)
 		b = append(b, '"')
@@ -130,44 +137,12 @@ func appendJSON(b []byte, r *Record) ([]byte, error) {
 	return append(b, "}\n"...), nil
 }
 
-// shortest appends the shortest encoding of checked metadata, which is the one
-// that EncodeMeta makes.
-func shortest(b, meta []byte) []byte {
-	for pos := 0; pos < len(meta); {
-		var t token
-		t, pos, _ = next(meta, pos) // checked
-		switch t.kind {
-		case kindNil:
-			b = append(b, codeNil)
-		case kindBool:
-			b = appendBool(b, t.num == 1)
-		case kindUint:
-			b = appendUint(b, t.num)
-		case kindInt:
-			b = appendInt(b, int64(t.num))
-		case kindFloat32:
-			b = appendFloat32(b, float32frombits(t.num))
-		case kindFloat64:
-			b = appendFloat64(b, float64frombits(t.num))
-		case kindString:
-			b = appendString(b, string(t.data))
-		case kindBytes:
-			b = appendBytes(b, t.data)
-		case kindArray:
-			b = appendArrayLen(b, int(t.num))
-		case kindMap:
-			b = appendMapLen(b, int(t.num))
-		case kindRef:
-			b, _ = appendRef(b, Ref{ID: uint32(t.num), Class: string(t.data)}) // checked
-		}
+// json appends the next value of checked metadata as JSON.
+func (d *decoder) json(b []byte) ([]byte, error) {
+	t, err := d.next()
+	if err != nil {
+		return b, err
 	}
-	return b
-}
-
-// appendJSONValue appends the value at pos of checked metadata and returns where
-// it ends.
-func appendJSONValue(b, meta []byte, pos int) ([]byte, int) {
-	t, pos, _ := next(meta, pos) // checked
 	switch t.kind {
 	case kindNil:
 		b = append(b, "null"...)
@@ -179,15 +154,15 @@ func appendJSONValue(b, meta []byte, pos int) ([]byte, int) {
 		b = strconv.AppendInt(b, int64(t.num), 10)
 	case kindFloat32:
 		b = append(b, `{"$float32":"`...)
-		b = appendFloatText(b, float64(float32frombits(t.num)), t.num, 32)
+		b = appendFloatText(b, float64(math.Float32frombits(uint32(t.num))), t.num, 32)
 		b = append(b, `"}`...)
 	case kindFloat64:
 		b = append(b, `{"$float64":"`...)
-		b = appendFloatText(b, float64frombits(t.num), t.num, 64)
+		b = appendFloatText(b, math.Float64frombits(t.num), t.num, 64)
 		b = append(b, `"}`...)
 	case kindString:
 		if utf8.Valid(t.data) {
-			return appendJSONString(b, t.data), pos
+			return appendJSONString(b, t.data), nil
 		}
 		b = append(b, `{"$string":"`...)
 		b = base64.StdEncoding.AppendEncode(b, t.data)
@@ -208,7 +183,9 @@ func appendJSONValue(b, meta []byte, pos int) ([]byte, int) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b, pos = appendJSONValue(b, meta, pos)
+			if b, err = d.json(b); err != nil {
+				return b, err
+			}
 		}
 		b = append(b, ']')
 	case kindMap:
@@ -217,14 +194,26 @@ func appendJSONValue(b, meta []byte, pos int) ([]byte, int) {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			key, at, _ := next(meta, pos) // checked
+			key, err := d.next()
+			if err != nil {
+				return b, err
+			}
 			b = appendJSONString(b, key.data)
 			b = append(b, ':')
-			b, pos = appendJSONValue(b, meta, at)
+			if b, err = d.json(b); err != nil {
+				return b, err
+			}
 		}
 		b = append(b, '}')
 	}
-	return b, pos
+	return b, nil
+}
+
+// appendJSONMeta appends checked metadata as JSON.
+func appendJSONMeta(b, meta []byte) ([]byte, error) {
+	d := newDecoder(meta)
+	defer d.done()
+	return d.json(b)
 }
 
 // appendFloatText appends the shortest text that names this float and no other;

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -220,7 +221,7 @@ func (p *jsonParser) fields(rec *Record, m Map) error {
 				rec.Flags |= flag
 			}
 		case "meta":
-			meta, err := appendValue(nil, f.Value, 0)
+			meta, err := appendValue(nil, f.Value)
 			if err != nil {
 				return fmt.Errorf("member meta: %w", err)
 			}
@@ -252,7 +253,14 @@ func (p *jsonParser) fields(rec *Record, m Map) error {
 	if version != (rec.Type == TypeHeader) {
 		return errors.New("member version belongs to the header")
 	}
-	if raw != nil && CheckMeta(raw) == nil && bytes.Equal(shortest(nil, raw), rec.Meta) {
+	if raw == nil || CheckMeta(raw) != nil {
+		return nil
+	}
+	short, err := shortest(nil, raw)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(short, rec.Meta) {
 		rec.Meta = raw
 	}
 	return nil
@@ -388,14 +396,14 @@ func special(f Field) (any, error) {
 	case "$float32":
 		bits, isNaN, err := parseFloatText(s, 32)
 		if isNaN || err != nil {
-			return float32frombits(bits), err
+			return math.Float32frombits(uint32(bits)), err
 		}
 		v, err := strconv.ParseFloat(s, 32)
 		return float32(v), err
 	case "$float64":
 		bits, isNaN, err := parseFloatText(s, 64)
 		if isNaN || err != nil {
-			return float64frombits(bits), err
+			return math.Float64frombits(bits), err
 		}
 		return strconv.ParseFloat(s, 64)
 	}

@@ -10,6 +10,8 @@ import (
 )
 
 // The msgpack codes, https://github.com/msgpack/msgpack/blob/master/spec.md.
+// Those of msgpack/v5 are variables: anybody could change them, and switches over
+// them are chains of comparisons.
 const (
 	codeFixMap   = 0x80
 	codeFixArray = 0x90
@@ -49,48 +51,19 @@ const MaxDepth = 32
 // maxKey is the length limit of a map key in bytes.
 const maxKey = 255
 
-// kind is what a msgpack value is, whatever its encoding.
-type kind uint8
-
-const (
-	kindNil kind = iota
-	kindBool
-	kindUint
-	kindInt // negative
-	kindFloat32
-	kindFloat64
-	kindString
-	kindBytes
-	kindArray
-	kindMap
-	kindRef
-)
-
-var kindNames = [...]string{"null", "a boolean", "a number", "a negative number", "a float", "a float", "a string", "bytes", "an array", "a map", "a reference"}
-
-func (k kind) String() string { return kindNames[k] }
-
-// token is one msgpack value without what an array or a map holds.
-type token struct {
-	kind kind
-	num  uint64 // number (two's complement), float bits, bool, or count of an array or map
-	data []byte // what a string, bytes or class of a reference holds
-}
-
-// next reads the token that begins at meta[pos] and returns where it ends. It
-// checks that what the token claims fits what is left of meta, without
-// allocating.
-func next(meta []byte, pos int) (t token, end int, err error) {
+// scan finds what value begins at meta[pos] and where it ends, or where the
+// elements of an array or map begin. It checks that what the value claims fits
+// what is left of meta, without allocating. Numbers it passes over: their value
+// is for the decoder.
+func scan(meta []byte, pos int) (t token, end int, err error) {
 	if pos >= len(meta) {
 		return t, pos, fmt.Errorf("%w: it ends within a value", ErrMetadata)
 	}
 	c := meta[pos]
 	pos++
 	switch {
-	case c < codeFixMap:
-		return token{kind: kindUint, num: uint64(c)}, pos, nil
-	case c >= codeNegFix:
-		return token{kind: kindInt, num: uint64(int64(int8(c)))}, pos, nil
+	case c < codeFixMap || c >= codeNegFix:
+		return token{kind: kindUint}, pos, nil
 	case c < codeFixArray:
 		return container(meta, pos, kindMap, uint64(c&0x0f))
 	case c < codeFixStr:
@@ -102,10 +75,8 @@ func next(meta []byte, pos int) (t token, end int, err error) {
 	switch c {
 	case codeNil:
 		return token{kind: kindNil}, pos, nil
-	case codeFalse:
+	case codeFalse, codeTrue:
 		return token{kind: kindBool}, pos, nil
-	case codeTrue:
-		return token{kind: kindBool, num: 1}, pos, nil
 	case codeFixExt8:
 		return reference(meta, pos, 8)
 	case codeFixExt16:
@@ -124,34 +95,21 @@ func next(meta []byte, pos int) (t token, end int, err error) {
 	if len(meta)-pos < width {
 		return t, pos, fmt.Errorf("%w: it ends within a number", ErrMetadata)
 	}
-	var n uint64
-	var signed int64
+	var n uint64 // what the value claims, if it does
 	switch width {
 	case 1:
-		n, signed = uint64(meta[pos]), int64(int8(meta[pos]))
+		n = uint64(meta[pos])
 	case 2:
-		v := binary.BigEndian.Uint16(meta[pos:])
-		n, signed = uint64(v), int64(int16(v))
+		n = uint64(binary.BigEndian.Uint16(meta[pos:]))
 	case 4:
-		v := binary.BigEndian.Uint32(meta[pos:])
-		n, signed = uint64(v), int64(int32(v))
-	case 8:
-		n = binary.BigEndian.Uint64(meta[pos:])
-		signed = int64(n)
+		n = uint64(binary.BigEndian.Uint32(meta[pos:]))
 	}
 	pos += width
 	switch c {
-	case codeUint8, codeUint16, codeUint32, codeUint64:
-		return token{kind: kindUint, num: n}, pos, nil
-	case codeInt8, codeInt16, codeInt32, codeInt64:
-		if signed < 0 {
-			return token{kind: kindInt, num: uint64(signed)}, pos, nil
-		}
-		return token{kind: kindUint, num: uint64(signed)}, pos, nil
 	case codeFloat32:
-		return token{kind: kindFloat32, num: n}, pos, nil
+		return token{kind: kindFloat32}, pos, nil
 	case codeFloat64:
-		return token{kind: kindFloat64, num: n}, pos, nil
+		return token{kind: kindFloat64}, pos, nil
 	case codeStr8, codeStr16, codeStr32:
 		return blob(meta, pos, kindString, n)
 	case codeBin8, codeBin16, codeBin32:
@@ -160,8 +118,10 @@ func next(meta []byte, pos int) (t token, end int, err error) {
 		return container(meta, pos, kindArray, n)
 	case codeMap16, codeMap32:
 		return container(meta, pos, kindMap, n)
-	default: // codeExt8
+	case codeExt8:
 		return reference(meta, pos, n)
+	default:
+		return token{kind: kindUint}, pos, nil
 	}
 }
 
@@ -186,25 +146,32 @@ func container(meta []byte, pos int, k kind, n uint64) (token, int, error) {
 	return token{kind: k, num: n}, pos, nil
 }
 
-// reference reads an extension of n bytes of content. The only one there is is
-// ours.
+// reference checks an extension of n bytes of content.
 func reference(meta []byte, pos int, n uint64) (token, int, error) {
 	if n < 5 || n > 4+MaxType || n+1 > uint64(len(meta)-pos) {
 		return token{}, pos, fmt.Errorf("%w: an extension claims %d bytes where %d are left", ErrMetadata, n, len(meta)-pos)
 	}
-	if meta[pos] != extRef {
-		return token{}, pos, fmt.Errorf("%w: extension type %d is unknown", ErrMetadata, int8(meta[pos]))
+	end := pos + 1 + int(n)
+	t, err := parseRef(int8(meta[pos]), meta[pos+1:end:end])
+	return t, end, err
+}
+
+// parseRef reads the content of an extension. The only one there is is ours.
+func parseRef(extension int8, content []byte) (token, error) {
+	if extension != extRef {
+		return token{}, fmt.Errorf("%w: extension type %d is unknown", ErrMetadata, extension)
 	}
-	pos++
-	end := pos + int(n)
-	t := token{kind: kindRef, num: uint64(binary.BigEndian.Uint32(meta[pos:])), data: meta[pos+4 : end : end]}
+	if len(content) < 5 {
+		return token{}, fmt.Errorf("%w: a reference of %d bytes", ErrMetadata, len(content))
+	}
+	t := token{kind: kindRef, num: uint64(binary.BigEndian.Uint32(content)), data: content[4:]}
 	if t.num < 1 || t.num > MaxRef {
-		return token{}, pos, fmt.Errorf("%w: reference to %d", ErrZeroRef, int32(t.num))
+		return token{}, fmt.Errorf("%w: reference to %d", ErrZeroRef, int32(t.num))
 	}
 	if !validClass(t.data) {
-		return token{}, pos, fmt.Errorf("%w: reference to object %d has the class %q", ErrMetadata, t.num, t.data)
+		return token{}, fmt.Errorf("%w: reference to object %d has the class %q", ErrMetadata, t.num, t.data)
 	}
-	return t, end, nil
+	return t, nil
 }
 
 // span is a piece of a metadata block, which is at most 1 MiB.
@@ -294,7 +261,7 @@ func (c *checker) check(meta []byte, ref func(id uint32, class []byte, at span) 
 
 // value checks the value at pos, which depth arrays and maps enclose.
 func (c *checker) value(pos, depth int) (int, error) {
-	t, end, err := next(c.meta, pos)
+	t, end, err := scan(c.meta, pos)
 	if err != nil {
 		return end, err
 	}
@@ -333,7 +300,7 @@ func (c *checker) value(pos, depth int) (int, error) {
 
 // key checks the map key at pos and remembers it.
 func (c *checker) key(pos int) (int, error) {
-	t, end, err := next(c.meta, pos)
+	t, end, err := scan(c.meta, pos)
 	if err != nil {
 		return end, err
 	}

@@ -21,7 +21,6 @@ type codec struct {
 
 type fieldCodec struct {
 	name      string
-	key       []byte // the name, encoded
 	index     []int
 	omitEmpty bool
 	codec     *codec
@@ -188,7 +187,7 @@ func (c *codec) addFields(t reflect.Type, index []int, building map[reflect.Type
 			return fmt.Errorf("type %s: field %s: %w", t, f.Name, err)
 		}
 		c.fields = append(c.fields, fieldCodec{
-			name: name, key: appendString(nil, name), index: at, omitEmpty: option == "omitempty", codec: codec,
+			name: name, index: at, omitEmpty: option == "omitempty", codec: codec,
 		})
 	}
 	return nil

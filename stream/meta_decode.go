@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 )
 
@@ -32,7 +33,9 @@ func decodeMeta(meta []byte, v any, loose bool) error {
 	}
 	rv = rv.Elem()
 	rv.SetZero()
-	d := decoder{meta: meta, budget: decodeBudget, loose: loose}
+	d := newDecoder(meta)
+	defer d.done()
+	d.budget, d.loose = decodeBudget, loose
 	if err := d.decode(c, rv); err != nil {
 		if errors.Is(err, ErrMetadata) {
 			return err
@@ -40,19 +43,6 @@ func decodeMeta(meta []byte, v any, loose bool) error {
 		return fmt.Errorf("%w: %w", ErrMetadata, err)
 	}
 	return nil
-}
-
-// decoder decodes a block that has been checked.
-type decoder struct {
-	meta   []byte
-	pos    int
-	budget int
-	loose  bool
-}
-
-func (d *decoder) next() (t token, err error) {
-	t, d.pos, err = next(d.meta, d.pos)
-	return t, err
 }
 
 // spend takes n elements of a type from the budget.
@@ -67,7 +57,7 @@ func (d *decoder) spend(n int, t reflect.Type) error {
 
 func mismatch(t token, c *codec) error { return fmt.Errorf("%s cannot be %s", t.kind, c.typ) }
 
-// decode stores the value at d.pos in v, which is of c's type and zero.
+// decode stores the next value in v, which is of c's type and zero.
 func (d *decoder) decode(c *codec, v reflect.Value) error {
 	if c.form == formAny || c.form == formMap || c.form == formPointer {
 		return d.decodeIndirect(c, v)
@@ -99,11 +89,11 @@ func (d *decoder) decode(c *codec, v reflect.Value) error {
 		}
 	case formFloat32:
 		if ok = t.kind == kindFloat32; ok {
-			v.Set(reflect.ValueOf(float32frombits(t.num)).Convert(c.typ))
+			v.Set(reflect.ValueOf(math.Float32frombits(uint32(t.num))).Convert(c.typ))
 		}
 	case formFloat64:
 		if ok = t.kind == kindFloat64; ok {
-			v.SetFloat(float64frombits(t.num))
+			v.SetFloat(math.Float64frombits(t.num))
 		}
 	case formString:
 		if ok = t.kind == kindString; ok {
@@ -148,12 +138,11 @@ func (t token) number() string {
 	return fmt.Sprint(t.num)
 }
 
-// decodeIndirect stores the value at d.pos in a pointer or in a value tree.
+// decodeIndirect stores the next value in a pointer or in a value tree.
 func (d *decoder) decodeIndirect(c *codec, v reflect.Value) error {
 	if c.form == formPointer {
-		if d.meta[d.pos] == codeNil {
-			d.pos++
-			return nil
+		if none, err := d.takeNil(); none || err != nil {
+			return err
 		}
 		if err := d.spend(1, c.elem.typ); err != nil {
 			return err
@@ -250,7 +239,7 @@ func (c *codec) field(name []byte, expect int) int {
 	return -1
 }
 
-// skip passes over the value at d.pos.
+// skip passes over the next value.
 func (d *decoder) skip() error {
 	for left := uint64(1); left > 0; left-- {
 		t, err := d.next()

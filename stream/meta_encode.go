@@ -1,11 +1,8 @@
 package stream
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math"
 	"reflect"
-	"slices"
 )
 
 // Raw is metadata that is encoded already. Put takes it where it takes a
@@ -31,11 +28,11 @@ func appendMeta(b []byte, v any) ([]byte, error) {
 	var err error
 	switch v := v.(type) {
 	case nil:
-		return append(b, codeFixMap), nil
+		b, err = appendValue(b, Map(nil))
 	case Raw:
 		b = append(b, v...)
 	default:
-		b, err = appendValue(b, v, 0)
+		b, err = appendValue(b, v)
 	}
 	if err != nil {
 		return b[:base], err
@@ -46,121 +43,160 @@ func appendMeta(b []byte, v any) ([]byte, error) {
 	return b, nil
 }
 
-// appendValue appends a node of a value tree, or any other value by its type.
-func appendValue(b []byte, v any, depth int) ([]byte, error) {
+// appendValue appends the encoding of v to b; nil is nil.
+func appendValue(b []byte, v any) ([]byte, error) {
+	e := newEncoder(b)
+	err := e.value(v, 0)
+	return e.done(), err
+}
+
+// shortest appends the shortest encoding of checked metadata, which is the one
+// that EncodeMeta makes.
+func shortest(b, meta []byte) ([]byte, error) {
+	d := newDecoder(meta)
+	defer d.done()
+	e := newEncoder(b)
+	for d.in.pos < len(meta) {
+		t, err := d.next()
+		if err == nil {
+			err = e.token(t)
+		}
+		if err != nil {
+			return e.done(), err
+		}
+	}
+	return e.done(), nil
+}
+
+// value writes a node of a value tree, or any other value by its type. depth
+// arrays and maps enclose it.
+func (e *encoder) value(v any, depth int) error {
 	switch v := v.(type) {
 	case nil:
-		return append(b, codeNil), nil
+		return e.enc.EncodeNil()
 	case bool:
-		return appendBool(b, v), nil
+		return e.enc.EncodeBool(v)
 	case uint64:
-		return appendUint(b, v), nil
+		return e.enc.EncodeUint(v)
 	case int64:
-		return appendInt(b, v), nil
+		return e.enc.EncodeInt(v)
 	case int:
-		return appendInt(b, int64(v)), nil
+		return e.enc.EncodeInt(int64(v))
 	case float32:
-		return appendFloat32(b, v), nil
+		return e.enc.EncodeFloat32(v)
 	case float64:
-		return appendFloat64(b, v), nil
+		return e.enc.EncodeFloat64(v)
 	case string:
-		return appendString(b, v), nil
+		return e.enc.EncodeString(v)
 	case []byte:
-		return appendBytes(b, v), nil
+		return e.bytes(v)
 	case Ref:
-		return appendRef(b, v)
+		return e.ref(v)
 	case []any:
 		if depth >= MaxDepth {
-			return b, errDepth
+			return errDepth
 		}
-		b = appendArrayLen(b, len(v))
+		if err := e.enc.EncodeArrayLen(len(v)); err != nil {
+			return err
+		}
 		for i := range v {
-			var err error
-			if b, err = appendValue(b, v[i], depth+1); err != nil {
-				return b, err
+			if err := e.value(v[i], depth+1); err != nil {
+				return err
 			}
 		}
-		return b, nil
+		return nil
 	case Map:
 		if depth >= MaxDepth {
-			return b, errDepth
+			return errDepth
 		}
-		b = appendMapLen(b, len(v))
+		if err := e.enc.EncodeMapLen(len(v)); err != nil {
+			return err
+		}
 		for i := range v {
-			b = appendString(b, v[i].Name)
-			var err error
-			if b, err = appendValue(b, v[i].Value, depth+1); err != nil {
-				return b, err
+			if err := e.enc.EncodeString(v[i].Name); err != nil {
+				return err
+			}
+			if err := e.value(v[i].Value, depth+1); err != nil {
+				return err
 			}
 		}
-		return b, nil
+		return nil
 	}
 	rv := reflect.ValueOf(v)
 	c, err := codecOf(rv.Type())
 	if err != nil {
-		return b, err
+		return err
 	}
-	return c.append(b, rv, depth)
+	return e.typed(c, rv, depth)
 }
 
 var errDepth = fmt.Errorf("%w: it nests deeper than %d", ErrMetadata, MaxDepth)
 
-// append appends the value v of c's type, which depth arrays and maps enclose.
-func (c *codec) append(b []byte, v reflect.Value, depth int) ([]byte, error) {
-	var err error
+// typed writes the value v of c's type.
+func (e *encoder) typed(c *codec, v reflect.Value, depth int) error {
 	switch c.form {
 	case formBool:
-		return appendBool(b, v.Bool()), nil
+		return e.enc.EncodeBool(v.Bool())
 	case formInt:
-		return appendInt(b, v.Int()), nil
+		return e.enc.EncodeInt(v.Int())
 	case formUint:
-		return appendUint(b, v.Uint()), nil
+		return e.enc.EncodeUint(v.Uint())
 	case formFloat32:
-		return appendFloat32(b, float32(v.Float())), nil
+		return e.enc.EncodeFloat32(float32(v.Float()))
 	case formFloat64:
-		return appendFloat64(b, v.Float()), nil
+		return e.enc.EncodeFloat64(v.Float())
 	case formString:
-		return appendString(b, v.String()), nil
+		return e.enc.EncodeString(v.String())
 	case formBytes:
-		return appendBytes(b, v.Bytes()), nil
+		return e.bytes(v.Bytes())
 	case formByteArray:
-		b = appendBytesLen(b, v.Len())
-		if v.CanAddr() {
-			return append(b, v.Bytes()...), nil
-		}
-		for i := range v.Len() {
-			b = append(b, byte(v.Index(i).Uint()))
-		}
-		return b, nil
+		return e.byteArray(v)
 	case formRef:
-		return appendRef(b, Ref{ID: uint32(v.Field(0).Uint()), Class: v.Field(1).String()})
+		return e.ref(Ref{ID: uint32(v.Field(0).Uint()), Class: v.Field(1).String()})
 	case formPointer:
 		if v.IsNil() {
-			return append(b, codeNil), nil
+			return e.enc.EncodeNil()
 		}
 		if depth > MaxDepth { // a pointer that leads back to itself
-			return b, errDepth
+			return errDepth
 		}
-		return c.elem.append(b, v.Elem(), depth)
+		return e.typed(c.elem, v.Elem(), depth)
 	case formAny, formMap:
-		return appendValue(b, v.Interface(), depth)
+		return e.value(v.Interface(), depth)
 	}
 	if depth >= MaxDepth {
-		return b, errDepth
+		return errDepth
 	}
 	if c.form == formStruct {
-		return c.appendStruct(b, v, depth)
+		return e.structure(c, v, depth)
 	}
-	b = appendArrayLen(b, v.Len())
+	if err := e.enc.EncodeArrayLen(v.Len()); err != nil {
+		return err
+	}
 	for i := range v.Len() {
-		if b, err = c.elem.append(b, v.Index(i), depth+1); err != nil {
-			return b, fmt.Errorf("element %d: %w", i, err)
+		if err := e.typed(c.elem, v.Index(i), depth+1); err != nil {
+			return fmt.Errorf("element %d: %w", i, err)
 		}
 	}
-	return b, nil
+	return nil
 }
 
-func (c *codec) appendStruct(b []byte, v reflect.Value, depth int) ([]byte, error) {
+func (e *encoder) byteArray(v reflect.Value) error {
+	if v.CanAddr() {
+		return e.bytes(v.Bytes())
+	}
+	if err := e.enc.EncodeBytesLen(v.Len()); err != nil {
+		return err
+	}
+	for i := range v.Len() {
+		if err := e.out.WriteByte(byte(v.Index(i).Uint())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *encoder) structure(c *codec, v reflect.Value, depth int) error {
 	var omit [maxFields / 64]uint64
 	n := len(c.fields)
 	for i := range c.fields {
@@ -170,104 +206,20 @@ func (c *codec) appendStruct(b []byte, v reflect.Value, depth int) ([]byte, erro
 			n--
 		}
 	}
-	b = appendMapLen(b, n)
+	if err := e.enc.EncodeMapLen(n); err != nil {
+		return err
+	}
 	for i := range c.fields {
 		if omit[i/64]&(1<<(i%64)) != 0 {
 			continue
 		}
 		f := &c.fields[i]
-		b = append(b, f.key...)
-		var err error
-		if b, err = f.codec.append(b, f.of(v), depth+1); err != nil {
-			return b, fmt.Errorf("field %s: %w", f.name, err)
+		if err := e.enc.EncodeString(f.name); err != nil {
+			return err
+		}
+		if err := e.typed(f.codec, f.of(v), depth+1); err != nil {
+			return fmt.Errorf("field %s: %w", f.name, err)
 		}
 	}
-	return b, nil
-}
-
-func appendBool(b []byte, v bool) []byte {
-	if v {
-		return append(b, codeTrue)
-	}
-	return append(b, codeFalse)
-}
-
-func appendUint(b []byte, n uint64) []byte {
-	switch {
-	case n < codeFixMap:
-		return append(b, byte(n))
-	case n <= math.MaxUint8:
-		return append(b, codeUint8, byte(n))
-	case n <= math.MaxUint16:
-		return binary.BigEndian.AppendUint16(append(b, codeUint16), uint16(n))
-	case n <= math.MaxUint32:
-		return binary.BigEndian.AppendUint32(append(b, codeUint32), uint32(n))
-	}
-	return binary.BigEndian.AppendUint64(append(b, codeUint64), n)
-}
-
-func appendInt(b []byte, n int64) []byte {
-	switch {
-	case n >= 0:
-		return appendUint(b, uint64(n))
-	case n >= -32:
-		return append(b, byte(n))
-	case n >= math.MinInt8:
-		return append(b, codeInt8, byte(n))
-	case n >= math.MinInt16:
-		return binary.BigEndian.AppendUint16(append(b, codeInt16), uint16(n))
-	case n >= math.MinInt32:
-		return binary.BigEndian.AppendUint32(append(b, codeInt32), uint32(n))
-	}
-	return binary.BigEndian.AppendUint64(append(b, codeInt64), uint64(n))
-}
-
-func appendFloat32(b []byte, f float32) []byte {
-	return binary.BigEndian.AppendUint32(append(b, codeFloat32), math.Float32bits(f))
-}
-
-func appendFloat64(b []byte, f float64) []byte {
-	return binary.BigEndian.AppendUint64(append(b, codeFloat64), math.Float64bits(f))
-}
-
-func float32frombits(n uint64) float32 { return math.Float32frombits(uint32(n)) }
-func float64frombits(n uint64) float64 { return math.Float64frombits(n) }
-
-func appendString(b []byte, s string) []byte {
-	if len(s) < 32 {
-		return append(append(b, codeFixStr|byte(len(s))), s...)
-	}
-	return append(appendLen(b, len(s), codeStr8, codeStr16), s...)
-}
-
-func appendBytesLen(b []byte, n int) []byte { return appendLen(b, n, codeBin8, codeBin16) }
-
-func appendBytes(b []byte, v []byte) []byte {
-	return append(appendBytesLen(slices.Grow(b, len(v)+5), len(v)), v...)
-}
-
-func appendArrayLen(b []byte, n int) []byte {
-	if n < 16 {
-		return append(b, codeFixArray|byte(n))
-	}
-	return appendLen(b, n, 0, codeArray16)
-}
-
-func appendMapLen(b []byte, n int) []byte {
-	if n < 16 {
-		return append(b, codeFixMap|byte(n))
-	}
-	return appendLen(b, n, 0, codeMap16)
-}
-
-// appendLen appends a length that does not fit the code itself. code8 is 0 where
-// there is no such form; the code of four bytes follows that of two.
-func appendLen(b []byte, n int, code8, code16 byte) []byte {
-	switch {
-	case n <= math.MaxUint8 && code8 != 0:
-		return append(b, code8, byte(n))
-	case n <= math.MaxUint16:
-		return binary.BigEndian.AppendUint16(append(b, code16), uint16(n))
-	}
-	return binary.BigEndian.AppendUint32(append(b, code16+1), uint32(n))
+	return nil
 }

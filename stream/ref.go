@@ -1,9 +1,6 @@
 package stream
 
-import (
-	"encoding/binary"
-	"fmt"
-)
+import "fmt"
 
 // MaxRef is the largest object number. Larger ones would be negative in a
 // signed 32-bit number and are refused.
@@ -51,22 +48,9 @@ func (r Ref) check() error {
 
 // appendRef appends the shortest msgpack encoding of r.
 func appendRef(b []byte, r Ref) ([]byte, error) {
-	if r == (Ref{}) {
-		return append(b, codeNil), nil
-	}
-	if err := r.check(); err != nil {
-		return b, err
-	}
-	switch n := 4 + len(r.Class); n {
-	case 8:
-		b = append(b, codeFixExt8, extRef)
-	case 16:
-		b = append(b, codeFixExt16, extRef)
-	default:
-		b = append(b, codeExt8, byte(n), extRef)
-	}
-	b = binary.BigEndian.AppendUint32(b, r.ID)
-	return append(b, r.Class...), nil
+	e := newEncoder(b)
+	err := e.ref(r)
+	return e.done(), err
 }
 
 // maxSparse is how many objects may have a number far beyond those given out in

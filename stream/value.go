@@ -1,6 +1,9 @@
 package stream
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // A value tree is metadata without a schema: what DecodeValue returns and
 // EncodeMeta takes. Its nodes are
@@ -59,11 +62,12 @@ func DecodeValue(meta []byte) (any, error) {
 	if err := CheckMeta(meta); err != nil {
 		return nil, err
 	}
-	d := decoder{meta: meta}
+	d := newDecoder(meta)
+	defer d.done()
 	return d.tree()
 }
 
-// tree decodes the value at d.pos of a block that has been checked.
+// tree decodes the next value.
 func (d *decoder) tree() (any, error) {
 	t, err := d.next()
 	if err != nil {
@@ -107,9 +111,9 @@ func (t token) scalar() any {
 	case kindInt:
 		return int64(t.num)
 	case kindFloat32:
-		return float32frombits(t.num)
+		return math.Float32frombits(uint32(t.num))
 	case kindFloat64:
-		return float64frombits(t.num)
+		return math.Float64frombits(t.num)
 	case kindString:
 		return string(t.data)
 	case kindBytes:
