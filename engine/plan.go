@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/object"
 	"crpipe/engine/tasks"
 )
 
@@ -35,7 +36,11 @@ func (rs *restoration) printPlan(w io.Writer, pages, bytes uint64) error {
 		case *tasks.Process, *tasks.Thread:
 			continue
 		}
-		fmt.Fprintf(&b, "%s %+v\n", o, o.State)
+		line, err := object.Line(o.Type, o.Ref.ID, o.State)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(&b, line)
 	}
 	fmt.Fprintf(&b, "contents: %d pages, %d bytes\n", pages, bytes)
 	_, err := io.WriteString(w, b.String())

@@ -21,13 +21,15 @@ import (
 
 // RestoreOptions says how to restore.
 type RestoreOptions struct {
-	Frozen   bool           // leave the tree stopped
-	Wait     bool           // the caller stays until the root ends: its standard descriptors stand in for external ones
-	DryRun   bool           // read and check the whole image, print the plan, make nothing
-	Plan     io.Writer      // with DryRun
-	Inherit  map[string]int // descriptors of the caller for external objects, by name
-	Progress func(Progress)
-	Warn     func(string)
+	Frozen  bool           // leave the tree stopped
+	Wait    bool           // the caller stays until the root ends: its standard descriptors stand in for external ones
+	DryRun  bool           // read and check the whole image, print the plan, make nothing
+	Plan    io.Writer      // with DryRun
+	Inherit map[string]int // descriptors of the caller for external objects, by name
+	// StdinTaken says that the image comes from standard input: with Wait that is not given to the tree.
+	StdinTaken bool
+	Progress   func(Progress)
+	Warn       func(string)
 }
 
 // Restored is a tree that has been made.
@@ -284,7 +286,7 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 // makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here until the
 // first task has been started there.
 func (rs *restoration) makeObjects() error {
-	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, Wait: rs.o.Wait,
+	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
 		PoolBase: files.MaxFD(rs.plan) + 1,
 		Warn:     func(format string, args ...any) { rs.o.Warn(fmt.Sprintf(format, args...)) }}
 	return rs.tracer.Do(func() error {

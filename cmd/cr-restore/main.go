@@ -58,7 +58,7 @@ func (c *restore) Run(app *cli.App) error {
 		return err
 	}
 	o := engine.RestoreOptions{
-		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit,
+		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, StdinTaken: c.Input == "" || c.Input == "-",
 		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	if c.DryRun {

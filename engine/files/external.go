@@ -202,7 +202,7 @@ func restoreExternal(r *object.Restorer, _ stream.Ref, s *externalState) (int, e
 		return -1, &notGiven{clip(s.Name)}
 	}
 	if r.Wait {
-		if fd := ownStandard(s); fd >= 0 {
+		if fd := ownStandard(s, r.StdinTaken); fd >= 0 {
 			return inherit(fd, s)
 		}
 	}
@@ -215,7 +215,7 @@ func restoreExternal(r *object.Restorer, _ stream.Ref, s *externalState) (int, e
 
 // ownStandard returns the caller's own standard descriptor that fits best, -1 when none does. A terminal that was all
 // of stdin, stdout and stderr is replaced by a terminal where there is one, although stdin may be the image.
-func ownStandard(s *externalState) int {
+func ownStandard(s *externalState, stdinTaken bool) int {
 	if s.Terminal {
 		for _, n := range append(slices.Clone(s.Standard), 2, 1, 0) {
 			if isatty(int(n)) {
@@ -224,7 +224,7 @@ func ownStandard(s *externalState) int {
 		}
 	}
 	for _, n := range s.Standard {
-		if fits(int(n), s.Flags) {
+		if fits(int(n), s.Flags) && !(n == 0 && stdinTaken) {
 			return int(n)
 		}
 	}

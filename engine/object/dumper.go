@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -283,14 +282,27 @@ func (d *Dumper) InTree(id int) bool {
 func (d *Dumper) Describe(w io.Writer) error {
 	for _, list := range [][]record{d.records, d.links} {
 		for _, r := range list {
-			ref := "-"
-			if r.ref != 0 {
-				ref = strconv.FormatUint(uint64(r.ref), 10)
+			line, err := Line(r.typ, r.ref, r.state)
+			if err != nil {
+				return err
 			}
-			if _, err := fmt.Fprintf(w, "%-16s %6s  %+v\n", r.typ, ref, r.state); err != nil {
+			if _, err := fmt.Fprintln(w, line); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// lineWidth is how many columns a described record takes at most.
+const lineWidth = 160
+
+// Line describes a record in one line, as cr-filter list does.
+func Line(t stream.Type, ref uint32, state any) (string, error) {
+	meta, err := stream.EncodeMeta(state)
+	if err != nil {
+		return "", fmt.Errorf("describing %s record: %w", t, err)
+	}
+	r := stream.Record{Type: t, Ref: ref, Meta: meta}
+	return r.Describe(lineWidth), nil
 }

@@ -21,6 +21,8 @@ type Restorer struct {
 	Inherit map[string]int // names of external objects, and the descriptors of the caller that stand in for them
 	Wait    bool           // cr-restore stays: its own standard descriptors stand in for external ones
 	Warn    func(format string, args ...any)
+	// StdinTaken says that cr-restore reads the image from its standard input, so that nobody else can.
+	StdinTaken bool
 
 	// PoolBase is above every descriptor number that any task of the image uses.
 	PoolBase int
