@@ -64,6 +64,9 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	}
 	f.st.Roots = f.tree.roots
 	if len(f.tree.live()) == 0 {
+		if o.Cgroup == "" {
+			return nil, fmt.Errorf("pid %d has ended: %w", o.Roots[0], ErrGone)
+		}
 		return nil, fmt.Errorf("cgroup %s is empty", o.Cgroup)
 	}
 	if err := f.check(way); err != nil {
