@@ -19,17 +19,23 @@ type pagesState struct {
 }
 
 func BenchmarkWriter(b *testing.B) {
-	payload := make([]byte, benchPayload)
-	w := newTestWriter(b, io.Discard)
-	if err := w.Put("mm", 1, nil, nil); err != nil {
-		b.Fatal(err)
-	}
-	b.SetBytes(benchPayload)
-	b.ReportAllocs()
-	for i := range b.N {
-		if err := w.Put("pages", 0, &pagesState{MM: Ref{1, "mm"}, Start: uint64(i) << 18}, payload); err != nil {
-			b.Fatal(err)
-		}
+	for _, size := range []int{0, benchPayload} {
+		b.Run(map[int]string{0: "small", benchPayload: "pages"}[size], func(b *testing.B) {
+			payload := make([]byte, size)
+			w := newTestWriter(b, io.Discard)
+			if err := w.Put("mm", 1, nil, nil); err != nil {
+				b.Fatal(err)
+			}
+			state := &pagesState{MM: Ref{1, "mm"}}
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for i := range b.N {
+				state.Start = uint64(i) << 18
+				if err := w.Put("pages", 0, state, payload); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
@@ -122,9 +128,10 @@ func BenchmarkEncode(b *testing.B) {
 	b.Run("ours", func(b *testing.B) {
 		b.ReportAllocs()
 		var buf []byte
+		e := newEncoder()
 		for range b.N {
 			var err error
-			if buf, err = appendMeta(buf[:0], &in); err != nil {
+			if buf, err = e.appendMeta(buf[:0], &in); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -149,8 +149,12 @@ func FuzzCheckMeta(f *testing.F) {
 		if err != nil || len(short) > len(meta) {
 			t.Fatalf("%d bytes became %d: %v", len(meta), len(short), err)
 		}
-		if other, err := shortest(nil, meta); err != nil || !bytes.Equal(short, other) {
+		if other, err := shortest(meta); err != nil || !bytes.Equal(short, other) {
 			t.Fatalf("two shortest forms: %x and %x (%v)", short, other, err)
+		}
+		said, rest := specDecode(meta)
+		if want := specEncode(nil, said); len(rest) > 0 || !bytes.Equal(short, want) {
+			t.Fatalf("%x became %x, the specification says %x", meta, short, want)
 		}
 		again, err := DecodeValue(short)
 		if err != nil {

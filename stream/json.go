@@ -120,7 +120,7 @@ func appendJSON(b []byte, r *Record) ([]byte, error) {
 	if err != nil {
 		return nil, r.fail(err)
 	}
-	short, err := shortest(nil, r.Meta)
+	short, err := shortest(r.Meta)
 	if err != nil {
 		return nil, r.fail(err)
 	}

@@ -256,7 +256,7 @@ func (p *jsonParser) fields(rec *Record, m Map) error {
 	if raw == nil || CheckMeta(raw) != nil {
 		return nil
 	}
-	short, err := shortest(nil, raw)
+	short, err := shortest(raw)
 	if err != nil {
 		return err
 	}

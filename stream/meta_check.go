@@ -226,7 +226,7 @@ func RewriteRefs(meta []byte, fn func(Ref) (Ref, error)) ([]byte, error) {
 		}
 		out = append(out, meta[from:at.start]...)
 		from = int(at.end)
-		out, err = appendRef(out, now)
+		out, err = appendValue(out, now)
 		return err
 	})
 	if err != nil {

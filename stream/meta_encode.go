@@ -20,19 +20,23 @@ type Raw []byte
 //   - nil, which is the empty map.
 //
 // The same v always encodes to the same bytes; a nil slice is an empty one.
-func EncodeMeta(v any) ([]byte, error) { return appendMeta(nil, v) }
+func EncodeMeta(v any) ([]byte, error) {
+	e := newEncoder()
+	defer encoders.Put(e)
+	return e.appendMeta(nil, v)
+}
 
-// appendMeta appends the encoding of v to b.
-func appendMeta(b []byte, v any) ([]byte, error) {
+// appendMeta appends the metadata that v encodes to.
+func (e *encoder) appendMeta(b []byte, v any) ([]byte, error) {
 	base := len(b)
 	var err error
 	switch v := v.(type) {
 	case nil:
-		b, err = appendValue(b, Map(nil))
+		b, err = e.append(b, Map(nil))
 	case Raw:
 		b = append(b, v...)
 	default:
-		b, err = appendValue(b, v)
+		b, err = e.append(b, v)
 	}
 	if err != nil {
 		return b[:base], err
@@ -45,27 +49,31 @@ func appendMeta(b []byte, v any) ([]byte, error) {
 
 // appendValue appends the encoding of v to b; nil is nil.
 func appendValue(b []byte, v any) ([]byte, error) {
-	e := newEncoder(b)
-	err := e.value(v, 0)
-	return e.done(), err
+	e := newEncoder()
+	defer encoders.Put(e)
+	return e.append(b, v)
 }
 
-// shortest appends the shortest encoding of checked metadata, which is the one
+// shortest returns the shortest encoding of checked metadata, which is the one
 // that EncodeMeta makes.
-func shortest(b, meta []byte) ([]byte, error) {
-	d := newDecoder(meta)
+func shortest(meta []byte) ([]byte, error) {
+	d, e := newDecoder(meta), newEncoder()
 	defer d.done()
-	e := newEncoder(b)
+	defer encoders.Put(e)
+	e.out.b = make([]byte, 0, len(meta))
 	for d.in.pos < len(meta) {
 		t, err := d.next()
 		if err == nil {
 			err = e.token(t)
 		}
 		if err != nil {
-			return e.done(), err
+			e.out.b = nil
+			return nil, err
 		}
 	}
-	return e.done(), nil
+	b := e.out.b
+	e.out.b = nil
+	return b, nil
 }
 
 // value writes a node of a value tree, or any other value by its type. depth

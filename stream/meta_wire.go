@@ -139,6 +139,9 @@ func (d *decoder) next() (token, error) {
 	default:
 		return d.ref()
 	}
+	if n < 0 { // where int has 32 bits
+		err = errBlockEnd
+	}
 	if err != nil {
 		return token{}, unchecked(err)
 	}
@@ -231,19 +234,18 @@ var encoders = sync.Pool{New: func() any {
 	return e
 }}
 
-// newEncoder returns an encoder that appends to b. done gives it back.
-func newEncoder(b []byte) *encoder {
-	e := encoders.Get().(*encoder) //nolint:errcheck,forcetypeassert // the pool holds nothing else
-	e.out.b = b
-	return e
+// newEncoder returns an encoder. Who does not keep it gives it back to encoders.
+func newEncoder() *encoder {
+	return encoders.Get().(*encoder) //nolint:errcheck,forcetypeassert // the pool holds nothing else
 }
 
-// done returns what the encoder appended to, grown.
-func (e *encoder) done() []byte {
-	b := e.out.b
-	e.out.b = nil
-	encoders.Put(e)
-	return b
+// append appends the encoding of v to b; nil is nil. It returns b, grown, also
+// with an error.
+func (e *encoder) append(b []byte, v any) ([]byte, error) {
+	e.out.b = b
+	err := e.value(v, 0)
+	b, e.out.b = e.out.b, nil
+	return b, err
 }
 
 // bytes writes bytes; a nil slice is an empty one.

@@ -46,13 +46,6 @@ func (r Ref) check() error {
 	return nil
 }
 
-// appendRef appends the shortest msgpack encoding of r.
-func appendRef(b []byte, r Ref) ([]byte, error) {
-	e := newEncoder(b)
-	err := e.ref(r)
-	return e.done(), err
-}
-
 // maxSparse is how many objects may have a number far beyond those given out in
 // order: above twice the objects so far, plus 1024. They take ten times the
 // memory.

@@ -34,6 +34,7 @@ type Writer struct {
 	count   uint64
 	offset  int64
 	check   checker
+	enc     *encoder
 	define  Record // what Put hands to put
 	head    [headSize]byte
 	ref     func(id uint32, class []byte, at span) error
@@ -57,7 +58,7 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 // NewWriterFrom begins a stream with a header record taken from another, byte
 // for byte.
 func NewWriterFrom(w io.Writer, header *Record) (*Writer, error) {
-	s := &Writer{w: w, next: 1, buf: make([]byte, 0, writeBuffer)}
+	s := &Writer{w: w, next: 1, buf: make([]byte, 0, writeBuffer), enc: newEncoder()}
 	s.vec, _ = w.(VectorWriter)
 	s.ref = func(id uint32, class []byte, _ span) error { return s.objects.checkRef(id, class) }
 	if header.Type != TypeHeader {
@@ -105,7 +106,7 @@ func (w *Writer) PutFlags(t Type, flags Flags, ref uint32, meta any, payload []b
 	r := &w.define
 	r.Type, r.Flags, r.Ref, r.Payload = t, flags, ref, payload
 	var err error
-	r.Meta, err = appendMeta(r.Meta[:0], meta)
+	r.Meta, err = w.enc.appendMeta(r.Meta[:0], meta)
 	if err == nil {
 		err = w.Copy(r)
 	} else {
