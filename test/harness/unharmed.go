@@ -22,8 +22,34 @@ type footprint struct {
 	stopped bool
 }
 
-// Footprint reads the tree's.
+// Footprint reads the tree's: what is there in several looks in a row. A running program maps and opens for moments.
 func (j *Job) Footprint() Footprint {
+	fp := j.look()
+	for range 4 {
+		time.Sleep(7 * time.Millisecond)
+		again := j.look()
+		for pid, f := range fp {
+			if g, ok := again[pid]; ok {
+				f.maps, f.fds = common(f.maps, g.maps), common(f.fds, g.fds)
+				fp[pid] = f
+			}
+		}
+	}
+	return fp
+}
+
+// common are the elements of a that are in b.
+func common(a, b []string) []string {
+	var both []string
+	for _, s := range a {
+		if slices.Contains(b, s) {
+			both = append(both, s)
+		}
+	}
+	return both
+}
+
+func (j *Job) look() Footprint {
 	fp := Footprint{}
 	for _, pid := range j.Tasks() {
 		s, err := readStat(pid)
