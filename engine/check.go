@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/files"
+	"crpipe/engine/memory"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
 	"crpipe/engine/tasks"
@@ -50,6 +51,22 @@ func (rs *restoration) checkOrder() error {
 			return object.BadImagef("process %d comes before its parent %d, or that is not in the image", p.state.PID, p.state.Parent)
 		}
 		seen[p.state.PID] = true
+	}
+	return nil
+}
+
+// checkPages says whether a run of pages is of memory that the image has. Where in it they belong is found out when they
+// are written.
+func (rs *restoration) checkPages(rec *stream.Record) error {
+	var m memory.Pages
+	if err := rec.Decode(&m); err != nil {
+		return err
+	}
+	if rs.spaces[m.Of] != nil {
+		return nil
+	}
+	if _, err := object.State[memory.Shm](rs.plan, m.Of); err != nil {
+		return object.BadImagef("pages of object %d, which is no memory", m.Of.ID)
 	}
 	return nil
 }

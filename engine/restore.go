@@ -245,8 +245,18 @@ func (rs *restoration) dryRun(reader *stream.Reader, rec *stream.Record) error {
 			return err
 		}
 		bytes += uint64(len(data))
-		if rec.Type == object.TypePages {
+		switch rec.Type {
+		case object.TypePages:
 			pages += uint64(len(data) / unix.Getpagesize())
+			err = rs.checkPages(rec)
+		case object.TypeData:
+			var d object.Data
+			if err = rec.Decode(&d); err == nil {
+				_, err = rs.plan.Lookup(d.Of)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("record %d (%s): %w", rec.Index, rec.Type, err)
 		}
 	}
 	return rs.printPlan(rs.o.Plan, pages, bytes)
@@ -271,6 +281,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	if err := rs.makeThreads(); err != nil {
+		return err
+	}
+	if err := rs.takeLocks(files.PoolLockCalls); err != nil {
 		return err
 	}
 	if err := rs.fill(ctx, reader, first); err != nil {

@@ -70,7 +70,7 @@ func PlanForest(procs []*Process, reserved []int32, init int32) (*Forest, error)
 		if p.PID <= 0 || p.Parent < 0 || p.Group < 0 || p.Session < 0 || max(p.PID, p.Group, p.Session) > MaxPID {
 			return nil, object.BadImagef("process %d: a number that no task can have", p.PID)
 		}
-		if p.OutsideGroup && !p.OutsideSession || !p.OutsideSession && p.Session == p.PID && p.Group != p.PID {
+		if p.Session == 0 && !p.OutsideSession || p.OutsideGroup && !p.OutsideSession || !p.OutsideSession && p.Session == p.PID && p.Group != p.PID {
 			return nil, object.BadImagef("process %d: its group %d cannot be in its session %d", p.PID, p.Group, p.Session)
 		}
 		if f.byPID[p.PID] != nil {

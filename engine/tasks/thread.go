@@ -79,6 +79,11 @@ func (s *Thread) checkRegsets(a *arch.Arch) error {
 			return object.BadImagef("register set %#x twice", r.Note)
 		}
 		have[r.Note] = len(r.Data)
+		if r.Note == arch.NTX86XState && a.FitXState != nil {
+			if _, err := arch.ParseX86XState(r.Data); err != nil {
+				return &object.BadImage{Err: err}
+			}
+		}
 	}
 	for _, want := range a.Regsets {
 		n, ok := have[want.Note]
