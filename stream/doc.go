@@ -34,10 +34,12 @@
 // needs omitempty, so that older streams can be read; older programs refuse newer
 // streams that use it, because it could be state that they would lose.
 //
-// The codec is this package's own. msgpack/v5, which the tests use as witness,
-// stores 300 in a uint8 as 44, null in an int as 0 and -1 in a uint32 as
-// 4294967295, all without an error: in a restore each would be a silent loss. It
-// also cannot be let near hostile input (see design.md section 2).
+// Each value is written and read by msgpack/v5, by its primitives. What walks over
+// Go types and value trees is this package's own, since v5's walker stores 300 in
+// a uint8 as 44, nil in an int as 0 and -1 in a uint32 as 4294967295, all without
+// an error: in a restore each would be a silent loss. And v5 is kept from hostile
+// input, for which it was not made: a block is decoded only after the structural
+// checker, which uses nothing of v5, has found that its claims hold.
 //
 // # Reading
 //
