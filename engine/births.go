@@ -45,8 +45,14 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 			need[int(t.state.TID)] = true
 		}
 	}
-	deadline := time.Now().Add(zombieTime)
-	for {
+	for deadline := time.Now().Add(zombieTime); ; {
+		free := true
+		for id := range need {
+			free = free && !numberUsed(id)
+		}
+		if free {
+			return nil
+		}
 		taken, err := takenIDs(need)
 		if err != nil || taken == nil {
 			return err
@@ -54,12 +60,29 @@ func (rs *restoration) checkPIDs(ctx context.Context) error {
 		if !taken.zombie || time.Now().After(deadline) {
 			return taken
 		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(5 * time.Millisecond):
+		if err := pause(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(5 * time.Millisecond):
+		return nil
+	}
+}
+
+// numberUsed says cheaply whether a number belongs to a task or a process group. Whether it belongs to a session, or of
+// whom, it cannot say.
+func numberUsed(id int) bool {
+	if unix.Kill(id, 0) != unix.ESRCH { // signal 0 only asks
+		return true
+	}
+	_, err := unix.Getpriority(unix.PRIO_PGRP, id)
+	return err == nil
 }
 
 // checkHighest refuses numbers that this system gives to no task.
@@ -365,10 +388,14 @@ func (rs *restoration) explainTaken(err error) error {
 		}
 		need[int(p.state.PID)] = p.task == nil
 	}
-	if taken, e := takenIDs(need); e == nil && taken != nil && !rs.ownPIDs {
-		return taken
+	taken, e := takenIDs(need)
+	switch {
+	case e != nil || rs.ownPIDs:
+		return err
+	case taken == nil:
+		return &PIDTakenError{Holder: "a task that has just ended", zombie: true}
 	}
-	return err
+	return taken
 }
 
 // joinGroups puts everybody into the right process group: leaders make theirs, the others join, and then those leaders go

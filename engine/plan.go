@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,7 +63,15 @@ func (rs *restoration) joinCgroups(p *process) {
 		rs.o.Warn(fmt.Sprintf("finding the mounted cgroups: %v", err))
 		return
 	}
+	now, err := procfs.ReadCgroups(p.task.Tid)
+	if err != nil {
+		rs.o.Warn(fmt.Sprintf("pid %d: reading its cgroups: %v", p.state.PID, err))
+		return
+	}
 	for _, c := range p.state.Cgroups {
+		if slices.ContainsFunc(now, func(have procfs.Cgroup) bool { return have.Controllers == c.Controllers && have.Path == c.Path }) {
+			continue // moving a task waits for all processors
+		}
 		root := cgroupRoot(mounts, c.Controllers)
 		if root == "" || strings.Contains(c.Path, "/..") || !strings.HasPrefix(c.Path, "/") || strings.ContainsRune(c.Path, 0) {
 			continue // not mounted here, or outside of the cgroup namespace that the dump was made in

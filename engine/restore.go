@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -267,11 +268,8 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := rs.makeObjects(); err != nil {
 		return err
 	}
-	if err := rs.spawn(); err != nil {
-		return err
-	}
 	report(rs.o.Progress, "making tasks", 0)
-	if err := rs.makeProcesses(); err != nil {
+	if err := rs.makeTree(ctx); err != nil {
 		return err
 	}
 	if err := rs.joinGroups(); err != nil {
@@ -294,6 +292,31 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	return rs.finishThreads()
+}
+
+// makeTree makes all processes. A number may still be held by a session of which only zombies are left; then it starts over
+// until they are gone.
+func (rs *restoration) makeTree(ctx context.Context) error {
+	for deadline := time.Now().Add(zombieTime); ; {
+		if err := rs.spawn(); err != nil {
+			return err
+		}
+		err := rs.makeProcesses()
+		var taken *PIDTakenError
+		if !errors.As(err, &taken) || !taken.zombie || rs.home != nil || time.Now().After(deadline) {
+			return err
+		}
+		if err := rs.tracer.KillAll(); err != nil {
+			return err
+		}
+		if err := rs.arena.Close(); err != nil {
+			return err
+		}
+		rs.arena = nil
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here until the
