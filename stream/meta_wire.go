@@ -69,7 +69,7 @@ var decoders = sync.Pool{New: func() any {
 // newDecoder returns a decoder of meta, which CheckMeta has accepted. done gives
 // it back.
 func newDecoder(meta []byte) *decoder {
-	d := decoders.Get().(*decoder) //nolint:errcheck,forcetypeassert // the pool holds nothing else
+	d := decoders.Get().(*decoder) // the pool holds nothing else
 	d.in = block{meta: meta}
 	return d
 }
@@ -236,7 +236,7 @@ var encoders = sync.Pool{New: func() any {
 
 // newEncoder returns an encoder. Who does not keep it gives it back to encoders.
 func newEncoder() *encoder {
-	return encoders.Get().(*encoder) //nolint:errcheck,forcetypeassert // the pool holds nothing else
+	return encoders.Get().(*encoder) // the pool holds nothing else
 }
 
 // append appends the encoding of v to b; nil is nil. It returns b, grown, also
