@@ -337,5 +337,10 @@ func (rs *restoration) letGo() (*Restored, error) {
 		return nil, err
 	}
 	rs.committed = true
+	if rs.o.Frozen {
+		if err := ticket.state.AwaitFrozen(0); err != nil {
+			return nil, errors.Join(err, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn}))
+		}
+	}
 	return &Restored{Root: rs.procs[0].task.Tid, Ticket: ticket}, nil
 }
