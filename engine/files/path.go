@@ -49,9 +49,17 @@ func sightOf(proc *object.Process) (*sight, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := sight{of: proc, same: own == its, dir: procfs.Path(pid, "root")}
-	if s.root, err = os.Readlink(s.dir); err != nil {
-		return nil, err
+	s := sight{of: proc, same: own == its}
+	// An ancestor that is in the same mount namespace (the whole tree is) and has not called chroot(2) sees more.
+	for q := proc; q != nil && (q == proc || s.root != "/"); q = q.Parent {
+		dir := procfs.Path(q.Leader().TID, "root")
+		root, err := os.Readlink(dir)
+		if err != nil {
+			return nil, err
+		}
+		if q == proc || root == "/" {
+			s.dir, s.root = dir, root
+		}
 	}
 	lastSight.sight = s
 	return &s, nil
