@@ -398,45 +398,40 @@ func (rs *restoration) explainTaken(err error) error {
 	return taken
 }
 
-// joinGroups puts everybody into the right process group: leaders make theirs, the others join, and then those leaders go
-// who are in another group than they lead. Then it lets the stand-ins leave.
+// joinGroups puts everybody into the right process group: leaders make theirs, the others join, and then, one by one,
+// those leaders go who are in another group than they lead. Then it lets the stand-ins leave.
 func (rs *restoration) joinGroups() error {
-	for _, step := range []func(x *tasks.Birth) int32{
-		func(x *tasks.Birth) int32 {
-			if x.Leads {
-				return x.PID
-			}
-			return 0
-		},
-		func(x *tasks.Birth) int32 {
-			if x.Leads {
-				return 0
-			}
-			return rs.groupOf(x)
-		},
-		func(x *tasks.Birth) int32 {
-			if group := rs.groupOf(x); x.Leads && group != x.PID {
-				return group
-			}
-			return 0
-		},
-	} {
+	for _, leaders := range []bool{true, false} {
 		var who []*tracee.Task
 		var batches []*tracee.Batch
 		for _, x := range rs.forest.All {
-			group := step(x)
-			if group == 0 || x.Setsid {
+			group := x.PID
+			if !leaders {
+				group = rs.groupOf(x)
+			}
+			if x.Leads != leaders || x.Setsid || group == 0 {
 				continue
 			}
-			b := rs.arena.NewBatch()
-			b.Call(b.Sys().Setpgid, 0, group).Note("group %d", group)
-			who, batches = append(who, rs.taskOf(x)), append(batches, b)
+			who, batches = append(who, rs.taskOf(x)), append(batches, rs.setGroup(group))
 		}
 		if err := rs.tracer.Run(who, batches); err != nil {
 			return err
 		}
 	}
+	for _, x := range rs.forest.Movers {
+		if group := rs.groupOf(x); group != 0 {
+			if err := rs.tracer.RunOne(rs.taskOf(x), rs.setGroup(group)); err != nil {
+				return err
+			}
+		}
+	}
 	return rs.dismissGhosts()
+}
+
+func (rs *restoration) setGroup(group int32) *tracee.Batch {
+	b := rs.arena.NewBatch()
+	b.Call(b.Sys().Setpgid, 0, group).Note("group %d", group)
+	return b
 }
 
 // groupOf returns the group that x is to be in, 0 for the one that it was born into.

@@ -91,8 +91,10 @@ func (rs *restoration) checkHost() error {
 
 // checkShared refuses, in a dump, a tree that could not be made again: the plan of a restore is made as a rehearsal.
 func checkShared(d *object.Dumper, states []*tasks.Process) error {
-	if d.Refusals() != nil {
-		return nil // what is said already may well be the cause
+	for _, s := range states {
+		if s.PID == 0 || !s.Zombie && (s.MM.IsZero() || s.Files.IsZero() || s.FS.IsZero() || s.Sighand.IsZero()) {
+			return nil // it has been refused for that already
+		}
 	}
 	var reserved []int32
 	for _, p := range d.Processes {

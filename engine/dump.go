@@ -85,6 +85,11 @@ const transientTime = 2 * time.Second
 
 func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions) (err error) {
 	report(o.Progress, "freezing", 0)
+	for _, pid := range o.PIDs {
+		if st, err := procfs.ReadStat(pid); err == nil && st.State == 'Z' && st.NumThreads <= 1 {
+			return ended(&st)
+		}
+	}
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
 		return fmt.Errorf("%w: %w", err, errTransient)

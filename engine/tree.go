@@ -42,7 +42,7 @@ func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
 	d.Root = d.Processes[0]
 	for _, p := range d.Processes {
 		if p.Zombie && p.Parent == nil {
-			return p.Error("", object.Unsupportedf("it has ended, and its parent, pid %d, is not part of what is dumped", p.Stat.PPID))
+			return ended(&p.Stat)
 		}
 	}
 	if err := numberTree(d); err != nil {
@@ -52,6 +52,12 @@ func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
 		return err
 	}
 	return tracer.Do(func() error { return readRegisters(d) })
+}
+
+// ended refuses a zombie that nobody in the image could wait for.
+func ended(st *procfs.Stat) error {
+	return &object.Error{PID: st.PID, Comm: st.Comm, FD: -1,
+		Err: object.Unsupportedf("has ended, and its parent, pid %d, is not part of what is dumped", st.PPID)}
 }
 
 func readProcess(pid int) (*object.Process, error) {

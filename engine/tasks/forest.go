@@ -24,7 +24,7 @@ type Birth struct {
 	Reaper   *Birth   // who must wait for a stand-in; nil: cr-restore
 	Setsid   bool
 	Group    int32    // joined by setpgid once everybody lives; 0: the one it was born into
-	Leads    bool     // others are in the group that carries its number, whichever it is in itself
+	Leads    bool     // a group carries its number, whichever it is in itself
 	Helper   bool     // a stand-in that may as well have another number, see Renumber
 	Depth    int      // number of creators above it
 	Adopted  bool     // gets its parent by the death of a stand-in
@@ -42,9 +42,12 @@ func (b *Birth) Ghost() bool { return b.Process == nil }
 type Forest struct {
 	Roots []*Birth // made by the stub
 	All   []*Birth // creators before what they create
-	byPID map[int32]*Birth
-	next  int32
-	used  map[int32]bool
+	// Movers are the leaders that are in another group than their own (setpgid(2) by a leader leaves the others behind), in
+	// the order in which they must go there: a group must not be left by its last member before another joins it.
+	Movers []*Birth
+	byPID  map[int32]*Birth
+	next   int32
+	used   map[int32]bool
 }
 
 // MaxPID is the highest number of a task on any 64-bit kernel (PID_MAX_LIMIT in linux/threads.h).
@@ -368,6 +371,28 @@ func (f *Forest) groups(procs []*Process) error {
 		}
 		b.Group = p.Group
 	}
+	return f.orderMovers(procs)
+}
+
+func (f *Forest) orderMovers(procs []*Process) error {
+	hops := map[*Birth]int{} // from group to group, until somebody is in his own
+	for _, p := range procs {
+		b := f.byPID[p.PID]
+		if !b.Leads || b.Group == b.PID {
+			continue
+		}
+		f.Movers = append(f.Movers, b)
+		for x := b; x.Leads && x.Group != x.PID; {
+			if hops[b]++; hops[b] > len(procs) {
+				return object.BadImagef("processes %d and %d are each in the group that the other leads", b.PID, x.PID)
+			}
+			if x.Group == 0 {
+				break
+			}
+			x = f.byPID[x.Group]
+		}
+	}
+	sort.SliceStable(f.Movers, func(i, j int) bool { return hops[f.Movers[i]] > hops[f.Movers[j]] })
 	return nil
 }
 

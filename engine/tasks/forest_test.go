@@ -2,7 +2,11 @@ package tasks
 
 import (
 	"math/rand"
+	"slices"
+	"strings"
 	"testing"
+
+	"crpipe/stream"
 )
 
 // simulate carries out a forest as the kernel would and returns for every live process of the image its parent,
@@ -45,12 +49,28 @@ func simulate(t *testing.T, f *Forest, init int32) map[int32]*simTask {
 		tasks[s.pid] = s
 	}
 	for _, b := range f.All {
-		if b.Group != 0 {
-			if l := tasks[b.Group]; l == nil || l.session != tasks[b.PID].session {
-				t.Fatalf("task %d cannot join group %d", b.PID, b.Group)
-			}
-			tasks[b.PID].group = b.Group
+		if b.Leads && !b.Setsid {
+			tasks[b.PID].group = b.PID
 		}
+	}
+	join := func(b *Birth) {
+		for _, other := range tasks {
+			if other.group == b.Group && other.session == tasks[b.PID].session && b.Group != 0 {
+				tasks[b.PID].group = b.Group
+				return
+			}
+		}
+		if b.Group != 0 {
+			t.Fatalf("task %d cannot join group %d", b.PID, b.Group)
+		}
+	}
+	for _, b := range f.All {
+		if !b.Leads && !b.Setsid {
+			join(b)
+		}
+	}
+	for _, b := range f.Movers {
+		join(b)
 	}
 	for _, b := range f.All {
 		if !b.Ghost() {
@@ -132,6 +152,11 @@ func TestForestShapes(t *testing.T) {
 			{PID: 10, Session: 10, Group: 10, Subreaper: true}, {PID: 11, Parent: 10, Session: 11, Group: 11, Zombie: true},
 			{PID: 12, Parent: 10, Session: 11, Group: 11}},
 	}
+	tests["leaders in each other's groups"] = []*Process{
+		{PID: 10, Session: 10, Group: 10}, {PID: 11, Parent: 10, Session: 10, Group: 12}, {PID: 12, Parent: 10, Session: 10, Group: 13},
+		{PID: 13, Parent: 10, Session: 10, Group: 10}, {PID: 14, Parent: 10, Session: 10, Group: 11}}
+	tests["a leader has left its group to a member"] = []*Process{
+		{PID: 10, Session: 10, Group: 10}, {PID: 11, Parent: 10, Session: 10, Group: 10}, {PID: 12, Parent: 10, Session: 10, Group: 11}}
 	for name, procs := range tests {
 		t.Run(name, func(t *testing.T) { verify(t, procs, 0) })
 	}
@@ -150,12 +175,16 @@ func TestForestRandom(t *testing.T) {
 				live = append(live, &Process{PID: next, Parent: p.PID, Session: p.Session, Group: p.Group})
 				next++
 			case 2:
-				if p.Group != p.PID {
+				// EPERM while anybody is in a group with its number (ksys_setsid in kernel/sys.c).
+				if !slices.ContainsFunc(live, func(q *Process) bool { return q.Group == p.PID }) {
 					p.Session, p.Group = p.PID, p.PID
 				}
 			case 3:
 				if p.Session != p.PID {
 					p.Group = p.PID
+					if q := live[r.Intn(len(live))]; q.Session == p.Session && r.Intn(2) == 0 && !circle(live, p.PID, q.Group) {
+						p.Group = q.Group
+					}
 				}
 			case 4:
 				if p.PID == 1 {
@@ -181,6 +210,111 @@ func TestForestRandom(t *testing.T) {
 	}
 }
 
+// circle says whether p, once in a group, would be in one whose leader is, from group to group, in p's own: allowed by the
+// kernel, refused by us.
+func circle(live []*Process, p, group int32) bool {
+	for range live {
+		if group == p {
+			return true
+		}
+		for _, l := range live {
+			if l.PID == group {
+				if l.Group == group {
+					return false
+				}
+				group = l.Group
+				break
+			}
+		}
+	}
+	return false
+}
+
+// A tree that is deep or wide is planned in time that grows with its size, and one too deep is refused.
+func TestForestLarge(t *testing.T) {
+	var chain, fan []*Process
+	for i := int32(1); i <= 100000; i++ {
+		chain = append(chain, &Process{PID: i, Parent: i - 1, Session: 1, Group: 1, ExitSignal: 17})
+		fan = append(fan, &Process{PID: i, Parent: min(i-1, 1), Session: 1, Group: 1, ExitSignal: 17})
+	}
+	if _, err := PlanForest(chain, nil, 0); err == nil {
+		t.Error("a tree of 100000 generations was planned")
+	}
+	if _, err := PlanForest(chain[:MaxDepth], nil, 0); err != nil {
+		t.Error(err)
+	}
+	if _, err := PlanForest(fan, nil, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRenumber(t *testing.T) {
+	procs := []*Process{{PID: 10, Session: 10, Group: 10, Subreaper: true, ExitSignal: 17}, {PID: 11, Parent: 10, Session: 11, Group: 11, Zombie: true, ExitSignal: 17},
+		{PID: 12, Parent: 10, Session: 10, Group: 10, ExitSignal: 17}, {PID: 13, Parent: 12, Session: 14, Group: 14, ExitSignal: 17}}
+	procs[3].Parent = 10
+	procs[3].Session = 15
+	procs = append(procs, &Process{PID: 15, Parent: 12, Session: 15, Group: 15, ExitSignal: 17})
+	procs[3].Group = 15
+	f, err := PlanForest(procs, []int32{31999}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var helper *Birth
+	for _, b := range f.All {
+		if b.Helper {
+			helper = b
+		}
+	}
+	if helper == nil {
+		t.Fatal("no helper in the plan")
+	}
+	if helper.PID != 32000 || f.Of(32000) != helper {
+		t.Errorf("the helper has the number %d", helper.PID)
+	}
+	if !f.Renumber(helper) || helper.PID != 31998 || f.Of(31998) != helper || f.Of(32000) != nil {
+		t.Errorf("the helper has the number %d, want 31998", helper.PID)
+	}
+	for f.Renumber(helper) {
+	}
+	if helper.PID <= 0 {
+		t.Errorf("the helper has the number %d", helper.PID)
+	}
+}
+
+func TestCheckShared(t *testing.T) {
+	ref := func(id uint32, class string) stream.Ref { return stream.Ref{ID: id, Class: class} }
+	p := func(pid, parent int32, files, fs uint32) *Process {
+		return &Process{PID: pid, Parent: parent, Session: 10, Group: 10, ExitSignal: 17, MM: ref(uint32(pid), "mm"), Sighand: ref(100+uint32(pid), "sighand"),
+			Files: ref(200+files, "fdtable"), FS: ref(300+fs, "fs")}
+	}
+	for name, c := range map[string]struct {
+		procs []*Process
+		want  string // part of the error
+	}{
+		"nothing shared":           {[]*Process{p(10, 0, 1, 1), p(11, 10, 2, 2)}, ""},
+		"all with their creator":   {[]*Process{p(10, 0, 1, 1), p(11, 10, 1, 1), p(12, 11, 1, 1), p(13, 10, 1, 2)}, ""},
+		"brothers":                 {[]*Process{p(10, 0, 1, 1), p(11, 10, 2, 2), p(12, 10, 2, 3)}, "processes 11 and 12 share a descriptor table"},
+		"grandfather and grandson": {[]*Process{p(10, 0, 1, 1), p(11, 10, 1, 2), p(12, 11, 1, 1)}, "processes 10 and 12 share a working directory"},
+	} {
+		f, err := PlanForest(c.procs, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.CheckShared(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	twins := []*Process{p(10, 0, 1, 1), p(11, 10, 2, 2)}
+	twins[1].MM = twins[0].MM
+	f, err := PlanForest(twins, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.CheckShared(); err == nil || !strings.Contains(err.Error(), "address space") {
+		t.Errorf("a shared address space: %v", err)
+	}
+}
+
 func TestForestHostile(t *testing.T) {
 	tests := map[string][]*Process{
 		"pid zero":                 {{PID: 0}},
@@ -191,6 +325,9 @@ func TestForestHostile(t *testing.T) {
 		"cycle":                    {{PID: 5, Parent: 6, Session: 5, Group: 5}, {PID: 6, Parent: 5, Session: 5, Group: 5}},
 		"parent is zombie":         {{PID: 5, Zombie: true, Session: 5, Group: 5}, {PID: 6, Parent: 5, Session: 5, Group: 5}},
 		"no group":                 {{PID: 5, Session: 5}},
+		"no session":               {{PID: 5, Group: 5}},
+		"leaders swapped":          {{PID: 5, Session: 5, Group: 5}, {PID: 6, Parent: 5, Session: 5, Group: 7}, {PID: 7, Parent: 5, Session: 5, Group: 6}},
+		"above all numbers":        {{PID: MaxPID + 1, Session: MaxPID + 1, Group: MaxPID + 1}},
 		"group of another session": {{PID: 5, Session: 5, Group: 5}, {PID: 6, Parent: 5, Session: 6, Group: 5}},
 	}
 	for name, procs := range tests {
