@@ -89,16 +89,23 @@ func TestRealPrograms(t *testing.T) {
 				j := p.start(t)
 				for m := 0; m < moments && mode != "untouched"; m++ {
 					time.Sleep(time.Duration(rnd.Int63n(int64(p.takes) / int64(moments))))
-					if _, err := os.Stat(filepath.Join(j.Dir, "done")); err == nil {
+					if j.Ended() {
 						t.Logf("it had ended before moment %d", m)
 						break
 					}
 					if mode == "go-on" {
-						j.MustSh("cr-dump $PID > image.cr")
+						if r := j.Sh("cr-dump $PID > image.cr"); r.Status != 0 && j.Ended() {
+							t.Logf("it had ended before the dump of moment %d", m)
+							break
+						} else if r.Status != 0 {
+							t.Fatalf("cr-dump: status %d: %s", r.Status, r.Stderr)
+						}
 						j.Check("image.cr")
 						continue
 					}
-					j.DumpKill("cr-dump --kill $PID > image.cr")
+					if !j.DumpKill("cr-dump --kill $PID > image.cr") {
+						break
+					}
 					j.RestoreSh("cr-restore < image.cr > restored.ticket")
 				}
 				j.Verdict(120 * time.Second)

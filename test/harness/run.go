@@ -85,8 +85,8 @@ func (j *Job) must(script string, r Result) {
 	}
 }
 
-// DumpKill runs a script that ends in the death of the tree and notes when.
-func (j *Job) DumpKill(script string) {
+// DumpKill (false: the program had ended before) runs a script that ends in the death of the tree and notes when.
+func (j *Job) DumpKill(script string) bool {
 	j.T.Helper()
 	begin := Monotonic()
 	// The program may fork until the very freeze: those who must be reaped are learnt while it is frozen.
@@ -107,12 +107,23 @@ func (j *Job) DumpKill(script string) {
 	close(stop)
 	<-stopped
 	end := Monotonic()
+	if r.Status != 0 && j.Ended() {
+		j.T.Logf("%s had ended before the dump: %s", j.Name, strings.TrimSpace(r.Stderr))
+		return false
+	}
 	j.must(script, r)
 	if j.frozen != 0 {
 		begin, j.frozen = j.frozen, 0
 	}
 	j.away = append(j.away, away{begin, end, end, end})
 	j.WaitGone()
+	return true
+}
+
+// Ended says whether the program has done its work and said so.
+func (j *Job) Ended() bool {
+	_, err := os.Stat(filepath.Join(j.Dir, "done"))
+	return err == nil
 }
 
 // StoodStill notes that the tree may have been frozen at any time since begin.
