@@ -134,6 +134,8 @@ func adopt() (*Guardian, *os.File) {
 		}
 		unix.CloseOnExec(fd)
 	}
+	// Its name would be "exe" otherwise. It matters to nobody but those who look at ps.
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	return &Guardian{pipe: os.NewFile(uintptr(n[1]), "journal"), front: n[2]}, os.NewFile(uintptr(n[0]), "lifeline")
 }
 
@@ -208,10 +210,6 @@ type worker struct {
 // startWorker starts this program again with the same arguments and descriptors, in a new session: signals from the terminal and
 // to the process group reach the front only.
 func startWorker() (*worker, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
 	lifeRead, lifeWrite, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -234,7 +232,8 @@ func startWorker() (*worker, error) {
 		return nil, err
 	}
 	env := append(os.Environ(), fmt.Sprintf("%s=%d,%d,%d", workerMark, a, b, os.Getpid()))
-	p, err := os.StartProcess(exe, os.Args, &os.ProcAttr{
+	// Not by its path, which this user may be unable to reach, or where another version may be by now.
+	p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
 		Env:   env,
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
