@@ -59,6 +59,18 @@ func BenchmarkFiles6000(b *testing.B) {
 	})
 }
 
+func BenchmarkAreas2000(b *testing.B) {
+	v, c := view(b), newChild(b)
+	for i := range uint64(2000) { // with alternating permissions, so that they do not merge
+		c.must(unix.SYS_MMAP, 0, 1<<14, i%2, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, ^uint64(0), 0)
+	}
+	measure(b, func() {
+		if _, err := v.Areas(c.pid()); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
 func BenchmarkProcess(b *testing.B) {
 	v, c := view(b), newChild(b)
 	measure(b, func() {

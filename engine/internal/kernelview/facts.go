@@ -34,15 +34,26 @@ const (
 	factFutexShared                    // restart_block.futex.flags
 	factFutexRealtime                  //
 	factPacket                         // pipe_buffer.flags: PIPE_BUF_FLAG_PACKET
-	factCount
+	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
+const factCount = firstVMCode + factName(len(vmCodes))
+
 // factNames go into the key of the cache: a cache of other facts is not used.
-var factNames = [factCount]string{
+var factNames = nameFacts([firstVMCode]string{
 	"tsc", "mce process", "mce early", "io flusher", "no new privs",
 	"ssb disable", "ssb force", "ssb noexec", "ib disable", "ib force",
 	"dispatch", "dumpable", "core filter", "thp", "ksm", "mdwe", "mdwe no inherit",
 	"lock future", "lock on fault",
 	"membarrier global", "membarrier private", "membarrier sync", "membarrier rseq",
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
+})
+
+// nameFacts adds the names of the facts that are codes of mappings.
+func nameFacts(names [firstVMCode]string) (all [factCount]string) {
+	copy(all[:], names[:])
+	for i, code := range vmCodes {
+		all[int(firstVMCode)+i] = "vm " + code
+	}
+	return all
 }

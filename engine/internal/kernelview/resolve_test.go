@@ -20,6 +20,7 @@ var mayMiss = []string{
 	"task_struct.se.custom_slice",            // since 6.12
 	"signal_struct.timer_create_restore_ids", // since 6.15
 	"epitem.dying",                           // since 6.4
+	"vm_area_struct.anon_name",               // with CONFIG_ANON_VMA_NAME
 }
 
 // TestResolveKernels resolves all fields in the running kernel's BTF, and in

@@ -18,7 +18,25 @@ func TestRestless(t *testing.T) {
 	v := view(t)
 	stop := make(chan struct{})
 	var busy sync.WaitGroup
-	busy.Add(2)
+	busy.Add(3)
+	go func() { // mappings that come, go, split and merge
+		defer busy.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			b, err := unix.Mmap(-1, 0, 64<<12, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+			if err != nil {
+				continue
+			}
+			for i := 0; i < 64; i += 2 {
+				_ = unix.Mprotect(b[i<<12:(i+1)<<12], unix.PROT_READ)
+			}
+			_ = unix.Munmap(b)
+		}
+	}()
 	go func() { // descriptors that come and go, and a table that grows
 		defer busy.Done()
 		for n := 0; ; n++ {
@@ -72,6 +90,9 @@ func TestRestless(t *testing.T) {
 		}
 		if _, err := v.Processes(me); err != nil && !errors.Is(err, errFault) {
 			t.Fatalf("processes: %v", err)
+		}
+		if _, err := v.Areas(me[0]); err != nil && !errors.Is(err, errFault) {
+			t.Fatalf("areas: %v", err)
 		}
 		tables, err := v.Files(me)
 		if err != nil {

@@ -79,6 +79,12 @@ type View interface {
 	// address space.
 	Processes(tids []int) ([]Process, error)
 
+	// Areas tells the mappings of the address space of a thread in ascending order
+	// (none: it has no address space), at a fraction of what reading smaps costs
+	// the kernel. What is no mapping of its own is missing: the page of
+	// "[vsyscall]" that maps shows for everybody.
+	Areas(tid int) (Maybe[[]Area], error)
+
 	// Files tells the descriptor table of each given thread, in the order asked
 	// for. One open file is one *File however many descriptors in however many
 	// of the tables lead to it. The content calls below accept the files of the
