@@ -81,6 +81,10 @@ func (rs *restoration) checkHost() error {
 				return &object.Error{PID: int(p.state.PID), Comm: p.threads[0].state.Comm, FD: -1, Err: err}
 			}
 			missing |= lacks
+			if t.state.Prctls.IOFlusher && rs.initial.creds.Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+				return &object.Error{PID: int(p.state.PID), Comm: p.threads[0].state.Comm, FD: -1,
+					Err: &object.Lacking{What: "it was an I/O flusher (PR_SET_IO_FLUSHER), which only CAP_SYS_RESOURCE can make of it again"}}
+			}
 		}
 	}
 	if missing != 0 {

@@ -98,7 +98,7 @@ func (r *Restart) Issue(b *tracee.Batch, monotonic int64) {
 		if !r.Shared {
 			op |= private
 		}
-		if r.Clock == unix.CLOCK_REALTIME {
+		if r.Expires != 0 { // CLOCK_REALTIME itself is 0, like no clock at all
 			op |= realtime
 			end = r.Expires
 		}
