@@ -178,10 +178,15 @@ func synth(t testing.TB, pid int32) image {
 	var im image
 	table := im.add(t, "fdtable", true, &files.TableState{}, nil)
 	dirs := im.add(t, "fs", true, &files.FSState{Root: "/", Cwd: "/", Umask: 0o27}, nil)
+	var st unix.Stat_t
+	if err := unix.Stat("/bin/sh", &st); err != nil {
+		t.Fatal(err)
+	}
+	exe := im.add(t, "mapfile", true, &memory.File{Path: "/bin/sh", Size: uint64(st.Size)}, nil)
 	var mms []stream.Ref
 	var procs []tasks.Process
 	for range 2 {
-		mm := im.add(t, "mm", true, &memory.MM{StartCode: codeAt, EndCode: codeAt + 4096, StartData: dataAt, EndData: dataAt + 4096,
+		mm := im.add(t, "mm", true, &memory.MM{Exe: exe, StartCode: codeAt, EndCode: codeAt + 4096, StartData: dataAt, EndData: dataAt + 4096,
 			StartBrk: 0x600000, Brk: 0x600000, StartStack: dataAt + 4000, ArgStart: dataAt, ArgEnd: dataAt, EnvStart: dataAt, EnvEnd: dataAt,
 			Dumpable: 1, CoreFilter: 0x33}, nil)
 		mms = append(mms, mm)
@@ -368,7 +373,7 @@ func TestPlanHostile(t *testing.T) {
 			own := rec{typ: "fdtable", ref: 1000, meta: tree(t, &files.TableState{})}
 			mm := rec{typ: "mm", ref: 1001, meta: im.find(t, "mm", 0).meta}
 			act := rec{typ: "sighand", ref: 1002, meta: im.find(t, "sighand", 0).meta}
-			im = append(image{own, mm, act}, im...)
+			im = slices.Insert(im, 3, own, mm, act) // behind the executable
 			set(&im.find(t, "process", 0).meta, "files", ref(1000, "fdtable"))
 			p, th := *im.find(t, "process", 1), *im.find(t, "thread", 2)
 			p.ref, p.meta, th.meta = 1003, copyTree(p.meta).(stream.Map), copyTree(th.meta).(stream.Map)
