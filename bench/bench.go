@@ -119,7 +119,7 @@ func piped(cmd *exec.Cmd, sink io.Writer) (took time.Duration, peak, n int64, er
 // maxrss counts the processes that the command has waited for too (wait4's rusage is of both), so the worker is in it.
 func maxrss(cmd *exec.Cmd) int64 {
 	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		return u.Maxrss
+		return int64(u.Maxrss)
 	}
 	return 0
 }
