@@ -11,8 +11,8 @@ import (
 )
 
 // The kernel shows of a mapping: /proc/PID/maps (range, permissions, offset, file) and the VmFlags line of smaps
-// (proc_pid_smaps(5), fs/proc/task_mmu.c). Not shown, and checked for elsewhere: its NUMA policy (numa_maps) and guard regions
-// (PAGEMAP_SCAN). Lost: nothing else that a program can ask for; whether MADV_FREE was called on a page is not kept, the
+// (proc_pid_smaps(5), fs/proc/task_mmu.c; mappings.go has it from elsewhere where it can). Not shown, and checked for
+// elsewhere: its NUMA policy (numa_maps) and guard regions (PAGEMAP_SCAN). Lost: nothing else that a program can ask for; whether MADV_FREE was called on a page is not kept, the
 // page is.
 
 // unkept are the flags of mappings that cannot be rebuilt, in the order of looking.

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,7 +20,8 @@ import (
 )
 
 // childVariable holds what TestMain does instead of tests when this program is started as a child: a directory in which
-// zoo may make files; "strange DIR": mappings that are refused; "fill N", "zero N": N MiB of memory.
+// zoo may make files; "strange DIR": mappings that are refused; "fill N", "zero N": N MiB of memory; "userfault": memory
+// registered with userfaultfd.
 const childVariable = "CRPIPE_MEMORY_CHILD"
 
 func TestMain(m *testing.M) {
@@ -40,6 +42,8 @@ func child(how string) error {
 		err = fillChild(n, 1)
 	} else if _, e := fmt.Sscanf(how, "zero %d", &n); e == nil {
 		err = fillChild(n, 0)
+	} else if how == "userfault" {
+		err = userfault()
 	} else if dir, ok := strings.CutPrefix(how, "strange "); ok {
 		err = strange(dir)
 	} else {
@@ -285,6 +289,41 @@ func strange(dir string) error {
 }
 
 var heldFiles []*os.File
+
+// userfault registers a mapping with userfaultfd(2), or prints why it cannot.
+func userfault() error {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		fmt.Println("userfaultfd:", errno)
+		return nil
+	}
+	at, err := mm(4, rw, private, -1, 0)
+	if err != nil {
+		return err
+	}
+	const (
+		api      = 0xc018aa3f // UFFDIO_API: struct uffdio_api{api 0xaa, features, ioctls}
+		register = 0xc020aa00 // UFFDIO_REGISTER: struct uffdio_register{start, len, mode 1: missing, ioctls}
+	)
+	for _, call := range []struct {
+		nr    uintptr
+		words [4]uint64
+	}{{api, [4]uint64{0xaa}}, {register, [4]uint64{uint64(at), 4 * page, 1}}} {
+		arg := zeroed(32)
+		var b []byte
+		for _, w := range call.words {
+			b = binary.NativeEndian.AppendUint64(b, w)
+		}
+		if err := poke(arg, b); err != nil {
+			return err
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, call.nr, arg); errno != 0 {
+			fmt.Println("userfaultfd:", errno)
+			return nil
+		}
+	}
+	return nil
+}
 
 // zeroed returns the address of n bytes of zeros that stay where they are.
 func zeroed(n int) uintptr {

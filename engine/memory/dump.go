@@ -74,13 +74,16 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	if err != nil {
 		return stream.Ref{}, err
 	}
-	// The kernel walks all page tables for numa_maps as for smaps (35 ms a GiB each), so they are read at the same time.
-	policies := make(chan error, 1)
-	go func() { policies <- checkPolicies(m.tid) }()
-	areas, parts, err := m.areas()
-	if policy := <-policies; err == nil && policy != nil {
-		err = m.refuse("", policy)
+	guards, huge, err := guardsAndHuge(m.tid, m.d.Arch.TaskSize)
+	if err != nil {
+		return stream.Ref{}, err
 	}
+	mm.Guards = guards
+	list, err := m.mappings(huge)
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	areas, parts, err := m.areas(list)
 	if err != nil {
 		return stream.Ref{}, err
 	}
@@ -96,9 +99,6 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 		}
 	}
 	mm.Exe = exe.ref
-	if mm.Guards, err = guards(m.tid, m.d.Arch.TaskSize); err != nil {
-		return stream.Ref{}, err
-	}
 	ref := m.d.Add(TypeMM, mm)
 	for len(areas) > 0 {
 		n := min(len(areas), areasPerRecord)
@@ -127,11 +127,7 @@ func (m *mmDump) refuse(what string, err error) error {
 }
 
 // areas looks at all mappings. parts are those whose pages are kept.
-func (m *mmDump) areas() (areas []Area, parts []part, err error) {
-	list, err := procfs.ReadSmaps(m.tid)
-	if err != nil {
-		return nil, nil, err
-	}
+func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err error) {
 	if len(list) == 0 {
 		return nil, nil, errors.New("it has no mappings")
 	}

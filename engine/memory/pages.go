@@ -252,10 +252,11 @@ func (r *reader) run() error {
 // scan is PAGEMAP_SCAN; on a kernel that does not know guard regions (before Linux 6.15) it asks again without them.
 func scan(pagemap *sys.FD, args *sys.PagemapScanArgs, out []sys.PageRegion) (int, arch.Addr, error) {
 	n, end, err := sys.PagemapScan(pagemap, *args, out)
-	if errors.Is(err, unix.EINVAL) && (args.Mask|args.AnyOf)&sys.PageGuard != 0 {
+	if errors.Is(err, unix.EINVAL) && (args.Mask|args.AnyOf|args.Return)&sys.PageGuard != 0 {
 		args.Mask &^= sys.PageGuard
 		args.Inverted &^= sys.PageGuard
 		args.AnyOf &^= sys.PageGuard
+		args.Return &^= sys.PageGuard
 		if args.Mask|args.AnyOf == 0 {
 			return 0, args.End, nil
 		}
@@ -345,34 +346,4 @@ func (r *reader) force(s *segment, done int) error {
 		return fmt.Errorf("reading %d bytes at %#x of pid %d: %w", s.length-done, s.addr+uint64(done), r.tid, err)
 	}
 	return nil
-}
-
-// guards returns the guard regions of an address space below end.
-func guards(tid int, end arch.Addr) ([]Range, error) {
-	pagemap, err := sys.Open(procfs.Path(tid, "pagemap"), unix.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer pagemap.Close()
-	args := sys.PagemapScanArgs{End: end, Mask: sys.PageGuard, Return: sys.PageGuard}
-	var regions [64]sys.PageRegion
-	var out []Range
-	for args.Start < end {
-		n, walked, err := scan(pagemap, &args, regions[:])
-		if err != nil {
-			return nil, fmt.Errorf("looking for guard regions: %w", err)
-		}
-		for _, r := range regions[:n] {
-			if k := len(out); k > 0 && out[k-1].End == uint64(r.Start) {
-				out[k-1].End = uint64(r.End)
-				continue
-			}
-			out = append(out, Range{uint64(r.Start), uint64(r.End)})
-		}
-		if walked <= args.Start {
-			return nil, errors.New("looking for guard regions: the kernel makes no progress")
-		}
-		args.Start = walked
-	}
-	return out, nil
 }

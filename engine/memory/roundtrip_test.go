@@ -45,13 +45,14 @@ func needRoot(t testing.TB) {
 }
 
 func newDumper(t testing.TB) *object.Dumper {
-	return &object.Dumper{Arch: native(t), Warn: t.Logf}
+	return &object.Dumper{View: view(t), Arch: native(t), Warn: t.Logf}
 }
 
 // image dumps a process into an image.
-func image(t testing.TB, pid int) []byte {
+func image(t testing.TB, pid int) []byte { return imageBy(t, newDumper(t), pid) }
+
+func imageBy(t testing.TB, d *object.Dumper, pid int) []byte {
 	t.Helper()
-	d := newDumper(t)
 	p := process(t, pid)
 	if err := Dump(d, p); err != nil {
 		t.Fatal(err)
@@ -315,11 +316,11 @@ func TestRoundTrip(t *testing.T) {
 		batch.Call(batch.Sys().Membarrier, 1<<9, 0, 0).Expect(1<<2 | 1<<4) // MEMBARRIER_CMD_GET_REGISTRATIONS
 		return nil
 	})
-	wasGuards, err := guards(pid, native(t).TaskSize)
+	wasGuards, _, err := guardsAndHuge(pid, native(t).TaskSize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	isGuards, err := guards(b.task.Pid, native(t).TaskSize)
+	isGuards, _, err := guardsAndHuge(b.task.Pid, native(t).TaskSize)
 	if err != nil || !slices.Equal(wasGuards, isGuards) {
 		t.Errorf("guard regions %x (%v), was %x", isGuards, err, wasGuards)
 	}

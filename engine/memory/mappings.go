@@ -1,0 +1,160 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
+)
+
+// What smaps says of mappings costs 10 ms for 256 MiB that are there, since the kernel walks all page tables for counters that
+// nobody here wants; numa_maps costs as much. So the mappings are taken from maps and, where the kernel view knows all of
+// them, from the kernel's own memory; from smaps and numa_maps where it does not.
+
+// mappings returns all mappings as far as this package needs what smaps says of them: the line of maps, Flags, and whether
+// AnonHuge, KernelPageSize and ProtectionKey are what they usually are. It checks for NUMA policies.
+func (m *mmDump) mappings(huge []Range) ([]procfs.SmapsVMA, error) {
+	list, policies, err := m.known()
+	if err != nil {
+		return nil, err
+	}
+	if list != nil {
+		markHuge(list, huge)
+		if policies {
+			if err := checkPolicies(m.tid); err != nil {
+				return list, m.refuse("", err)
+			}
+		}
+		return list, nil
+	}
+	// Both walk the page tables, so they are read at the same time.
+	policy := make(chan error, 1)
+	go func() { policy <- checkPolicies(m.tid) }()
+	list, err = procfs.ReadSmaps(m.tid)
+	if bad := <-policy; err == nil && bad != nil {
+		err = m.refuse("", bad)
+	}
+	return list, err
+}
+
+// known is what maps and the kernel view say together; nil when they leave anything open. The kernel page size of what is
+// not hugetlbfs, which has a flag, and not a device is the page size; a protection key makes the flags unknown. policies
+// says that numa_maps is to be looked at: the policy of the task itself is that of the thread and refused with it.
+func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
+	maps, err := procfs.ReadMaps(m.tid)
+	if err != nil {
+		return nil, false, err
+	}
+	answer, err := m.d.View.Areas(m.tid)
+	if err != nil {
+		return nil, false, fmt.Errorf("looking at the mappings: %w", err)
+	}
+	areas, ok := answer.Get()
+	if !ok {
+		return nil, false, nil
+	}
+	list = make([]procfs.SmapsVMA, len(maps))
+	for i := range maps {
+		v := &maps[i]
+		list[i].VMA = *v
+		if specialOf(m.d.Arch, v) == outside {
+			continue
+		}
+		if len(areas) == 0 || areas[0].Start != v.Start || areas[0].End != v.End {
+			return nil, false, nil
+		}
+		a := &areas[0]
+		areas = areas[1:]
+		flags, ok := a.Flags.Get()
+		if !ok || a.Userfault.V || hasObject(v) != (a.File != 0) {
+			return nil, false, nil
+		}
+		list[i].Flags = procfs.VMFlags(flags)
+		policies = policies || !a.Policy.Known || a.Policy.V
+	}
+	if len(areas) != 0 {
+		return nil, false, nil
+	}
+	return list, policies, nil
+}
+
+// markHuge sets AnonHuge of the mappings in which there are huge pages.
+func markHuge(list []procfs.SmapsVMA, huge []Range) {
+	for i := range list {
+		v := &list[i]
+		for len(huge) > 0 && huge[0].End <= uint64(v.Start) {
+			huge = huge[1:]
+		}
+		for _, r := range huge {
+			if r.Start >= uint64(v.End) {
+				break
+			}
+			v.AnonHuge += (min(r.End, uint64(v.End)) - max(r.Start, uint64(v.Start))) >> 10
+		}
+	}
+}
+
+// guardsAndHuge returns the guard regions and what is mapped by huge pages of anonymous memory (AnonHugePages of smaps),
+// both below end and ascending.
+func guardsAndHuge(tid int, end arch.Addr) (guards, huge []Range, err error) {
+	pagemap, err := sys.Open(procfs.Path(tid, "pagemap"), unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer pagemap.Close()
+	both := sys.PagemapScanArgs{End: end, AnyOf: sys.PageGuard | sys.PageHuge, Return: sys.PageGuard | sys.PageHuge}
+	var large []Range
+	if err := eachRegion(pagemap, both, func(r sys.PageRegion) {
+		if r.Categories&sys.PageGuard != 0 {
+			guards = join(guards, r)
+		} else {
+			large = join(large, r)
+		}
+	}); err != nil {
+		return nil, nil, fmt.Errorf("looking for guard regions and huge pages: %w", err)
+	}
+	// Whose pages they are is asked only here: the kernel has to look at each page for it.
+	for _, r := range large {
+		const not = sys.PageFile | sys.PagePFNZero
+		args := sys.PagemapScanArgs{
+			Start: arch.Addr(r.Start), End: arch.Addr(r.End),
+			Inverted: not, Mask: not | sys.PageHuge | sys.PagePresent, Return: sys.PageHuge,
+		}
+		if err := eachRegion(pagemap, args, func(r sys.PageRegion) { huge = join(huge, r) }); err != nil {
+			return nil, nil, fmt.Errorf("looking for huge pages: %w", err)
+		}
+	}
+	return guards, huge, nil
+}
+
+// eachRegion calls f for each region that args describe.
+func eachRegion(pagemap *sys.FD, args sys.PagemapScanArgs, f func(sys.PageRegion)) error {
+	var regions [64]sys.PageRegion
+	for args.Start < args.End {
+		n, walked, err := scan(pagemap, &args, regions[:])
+		if err != nil {
+			return err
+		}
+		for _, r := range regions[:n] {
+			f(r)
+		}
+		if walked <= args.Start {
+			return errors.New("the kernel makes no progress")
+		}
+		args.Start = walked
+	}
+	return nil
+}
+
+// join appends a region to ascending ranges.
+func join(out []Range, r sys.PageRegion) []Range {
+	if k := len(out); k > 0 && out[k-1].End == uint64(r.Start) {
+		out[k-1].End = uint64(r.End)
+		return out
+	}
+	return append(out, Range{uint64(r.Start), uint64(r.End)})
+}
