@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -247,4 +248,65 @@ func mustThreads(t *testing.T) []int {
 		t.Fatal(err)
 	}
 	return tids
+}
+
+// A process that job control had stopped is so again, frozen or not, and its ticket says it.
+func TestRestoreStopped(t *testing.T) {
+	needRoot(t)
+	for _, frozen := range []bool{false, true} {
+		for _, unwaited := range []bool{false, true} {
+			t.Run(fmt.Sprintf("frozen=%v,unwaited=%v", frozen, unwaited), func(t *testing.T) {
+				pid := freePIDs(t)
+				im := synth(t, pid)
+				edit(t, im.find(t, "process", 1), func(p *tasks.Process) { p.StopSignal, p.Unwaited = int32(unix.SIGTSTP), unwaited })
+				data, err := im.encode(header())
+				if err != nil {
+					t.Fatal(err)
+				}
+				restored, err := Restore(context.Background(), bytes.NewReader(data), RestoreOptions{Frozen: frozen})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					_, _ = unix.Kill(int(pid+2), unix.SIGKILL), unix.Kill(int(pid), unix.SIGKILL)
+					if _, err := unix.Wait4(int(pid), nil, unix.WALL, nil); err != nil {
+						t.Errorf("waiting for the root: %v", err)
+					}
+				})
+				if frozen {
+					for _, task := range restored.Ticket.state.Tasks {
+						if (string(task.Before) == "stopped") != (task.PID == int(pid+2)) && task.PID != int(pid+3) {
+							t.Errorf("task %d is %q before the freeze", task.PID, task.Before)
+						}
+					}
+					if err := Thaw(restored.Ticket, ThawOptions{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i, want := range map[int]byte{0: 'S', 2: 'T', 3: 'Z'} {
+					if have := settled(t, int(pid)+i, want); have != want {
+						t.Errorf("process %d is in state %c, want %c", int(pid)+i, have, want)
+					}
+				}
+				st, err := procfs.ReadStatus(int(pid))
+				if err != nil || st.ShdPnd|st.SigPnd != 0 {
+					t.Errorf("the parent has %#x pending (%v)", st.ShdPnd|st.SigPnd, err)
+				}
+			})
+		}
+	}
+}
+
+// settled waits for a task to come into a state, which a task that was let go needs moments for, and returns the last seen.
+func settled(t *testing.T, pid int, want byte) byte {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		st, err := procfs.ReadStat(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.State == want || time.Now().After(deadline) {
+			return st.State
+		}
+	}
 }
