@@ -81,10 +81,24 @@ func (rs *restoration) joinCgroups(p *process) {
 			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is not here; it stays in cr-restore's", p.state.PID, dir))
 			continue
 		}
+		if frozenCgroup(dir) {
+			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is frozen; it stays in cr-restore's", p.state.PID, dir))
+			continue
+		}
 		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(p.task.Tid)), 0); err != nil {
 			rs.o.Warn(fmt.Sprintf("pid %d: joining cgroup %s: %v; it stays in cr-restore's", p.state.PID, dir, err))
 		}
 	}
+}
+
+// frozenCgroup says whether tasks in a cgroup, of either version, stand still: one under construction must not.
+func frozenCgroup(dir string) bool {
+	v2, err := os.ReadFile(dir + "/cgroup.events")
+	if err == nil && strings.Contains(string(v2), "frozen 1") {
+		return true
+	}
+	v1, err := os.ReadFile(dir + "/freezer.state")
+	return err == nil && strings.TrimSpace(string(v1)) != "THAWED"
 }
 
 // cgroupRoot finds where the hierarchy with these controllers is mounted; empty controllers are version 2.

@@ -310,3 +310,69 @@ func settled(t *testing.T, pid int, want byte) byte {
 		}
 	}
 }
+
+// A tree whose cgroup is frozen, or gone, is made all the same, elsewhere, and that is said.
+func TestRestoreCgroup(t *testing.T) {
+	needRoot(t)
+	mounts, err := procfs.ReadSelfMountinfo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("/crpipe-w9-%d", os.Getpid())
+	for _, c := range []struct{ controllers, file, freeze, thaw string }{{"", "cgroup.freeze", "1", "0"}, {"freezer", "freezer.state", "FROZEN", "THAWED"}} {
+		root := cgroupRoot(mounts, c.controllers)
+		if root == "" {
+			t.Logf("no hierarchy %q here", c.controllers)
+			continue
+		}
+		dir := root + name
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Skip(err)
+		}
+		for _, state := range []string{c.thaw, c.freeze, "gone"} {
+			if state == "gone" {
+				_ = os.WriteFile(dir+"/"+c.file, []byte(c.thaw), 0) // it is removed next
+				if err := os.Remove(dir); err != nil {
+					t.Error(err)
+				}
+			} else if err := os.WriteFile(dir+"/"+c.file, []byte(state), 0); err != nil {
+				t.Fatal(err)
+			}
+			t.Run(c.file+"="+state, func(t *testing.T) {
+				pid := freePIDs(t)
+				im := synth(t, pid)
+				for i := range 2 {
+					edit(t, im.find(t, "process", i), func(p *tasks.Process) { p.Cgroups = []tasks.Cgroup{{Controllers: c.controllers, Path: name}} })
+				}
+				data, err := im.encode(header())
+				if err != nil {
+					t.Fatal(err)
+				}
+				var warned []string
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				restored, err := Restore(ctx, bytes.NewReader(data), RestoreOptions{Warn: func(s string) { warned = append(warned, s) }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				lines, err := procfs.ReadCgroups(restored.Root)
+				if err != nil {
+					t.Error(err)
+				}
+				in := slices.ContainsFunc(lines, func(l procfs.Cgroup) bool { return l.Path == name })
+				if in != (state == c.thaw) || (len(warned) == 0) != in {
+					t.Errorf("in its cgroup: %v, warnings: %q", in, warned)
+				}
+				_, _ = unix.Kill(int(pid+2), unix.SIGKILL), unix.Kill(int(pid), unix.SIGKILL)
+				if _, err := unix.Wait4(int(pid), nil, unix.WALL, nil); err != nil {
+					t.Error(err)
+				}
+				for deadline := time.Now().Add(10 * time.Second); state == c.thaw && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+					if procs, err := os.ReadFile(dir + "/cgroup.procs"); err != nil || len(procs) == 0 {
+						break // its zombies are buried, so that it can be frozen and removed
+					}
+				}
+			})
+		}
+	}
+}
