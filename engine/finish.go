@@ -83,18 +83,10 @@ func (rs *restoration) finishProcesses() error {
 	}); err != nil {
 		return err
 	}
-	done := map[uint32]bool{}
-	if err := rs.live(func(p *process, b *tracee.Batch) error {
-		if done[p.state.Files.ID] {
-			return nil
-		}
-		done[p.state.Files.ID] = true
-		table, err := object.State[files.TableState](rs.plan, p.state.Files)
-		if err != nil {
-			return err
-		}
-		return files.TableCalls(rs.r, b, table)
-	}); err != nil {
+	if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return files.TableCalls(rs.r, b, t) }); err != nil {
+		return err
+	}
+	if err := rs.takeLocks(files.TableLockCalls); err != nil {
 		return err
 	}
 	return rs.live(func(p *process, b *tracee.Batch) error {

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "locks": locksProgram, "idle": func() error { return nil },
 	})
 }
 
@@ -182,13 +182,14 @@ func (a *at) pipes() {
 // heldProgram holds what must be refused, and nothing else that the tests name.
 func heldProgram() error {
 	a := &at{dir: os.Getenv("DIR")}
-	for _, name := range []string{"locked", "range", "replaced", "covered", "hard", "async", "owner"} {
+	for _, name := range []string{"leased", "replaced", "covered", "hard", "async", "owner"} {
 		a.fail(os.WriteFile(a.path(name), []byte("text"), 0o644))
 	}
-	a.open(20, a.path("locked"), unix.O_RDWR)
-	a.fail(unix.Flock(20, unix.LOCK_EX))
-	a.open(21, a.path("range"), unix.O_RDWR)
-	a.fail(unix.FcntlFlock(21, unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Len: 10}))
+	a.open(20, a.path("leased"), unix.O_RDONLY)
+	_, err := unix.FcntlInt(20, unix.F_SETLEASE, unix.F_RDLCK)
+	a.fail(err)
+	a.open(21, "/proc/self/status", unix.O_RDONLY)
+	a.fail(unix.Flock(21, unix.LOCK_EX))
 
 	// The old file is gone, the path leads to a new one: not the same, and yet only a deleted file.
 	a.open(22, a.path("replaced"), unix.O_RDONLY)
@@ -212,7 +213,7 @@ func heldProgram() error {
 	a.open(26, "/proc/1/status", unix.O_RDONLY)
 
 	a.pipe(27, 28, 0)
-	_, err := unix.FcntlInt(27, unix.F_SETOWN, os.Getpid())
+	_, err = unix.FcntlInt(27, unix.F_SETOWN, os.Getpid())
 	a.fail(err)
 	a.open(29, a.dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	_, err = unix.FcntlInt(29, unix.F_NOTIFY, 4) // DN_CREATE

@@ -43,8 +43,8 @@ func TestRefused(t *testing.T) {
 	c := filestest.Start(t, "held", "DIR="+dir)
 	got := refused(t, filestest.Look(t, filestest.Dumper(t, view, c.PID)))
 	for fd, want := range map[int]string{
-		20: "lock on it (FLOCK WRITE)",
-		21: "lock on it (POSIX WRITE)",
+		20: "lock or lease on it (LEASE ACTIVE READ)",
+		21: "lock on it (FLOCK ADVISORY WRITE), which cannot be checkpointed for a file of this kind",
 		23: "1 other names of it remain",
 		24: "a directory that was removed",
 		25: "a FIFO whose name was removed",

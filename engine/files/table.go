@@ -13,10 +13,11 @@ import (
 
 // TableState is a descriptor table (files_struct): which number leads to which open file. Processes that share one
 // (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. Refused by name, because nothing here keeps
-// them: locks and leases that are held through a descriptor, the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and
-// F_NOTIFY, which sets it too), and a thread with a table of its own.
+// them: leases that are held through a descriptor, the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and F_NOTIFY,
+// which sets it too), and a thread with a table of its own. For locks see lock.go.
 type TableState struct {
 	Entries []TableEntry `msgpack:"entries,omitempty"` // in ascending order of numbers
+	Locks   []TableLock  `msgpack:"locks,omitempty"`
 }
 
 // TableEntry is one descriptor.
@@ -54,15 +55,19 @@ func DumpTable(d *object.Dumper, p *object.Process) error {
 	refuseOwn(d, p, "a descriptor table", func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.Files })
 	p.Files, err = d.Once(key, func() (stream.Ref, error) {
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
+		locked := map[kernelview.ID]bool{} // whose locks are in s
 		for _, fd := range t.FDs {
 			// One more descriptor of a file that is known. POSIX locks, though, belong to the process.
 			ref, known := ix.refs[fd.File.ID]
 			if locks, ok := fd.File.Locks.Get(); !known || locks || !ok {
 				var err error
-				if ref, err = dumpDescriptor(d, p, fd); err != nil {
+				var held []TableLock
+				if ref, held, err = dumpDescriptor(d, p, fd, locked[fd.File.ID]); err != nil {
 					return stream.Ref{}, err
 				}
 				ix.refs[fd.File.ID] = ref
+				locked[fd.File.ID] = true
+				s.Locks = append(s.Locks, held...)
 			}
 			s.Entries = append(s.Entries, TableEntry{FD: int32(fd.FD), Cloexec: fd.CloseOnExec, File: ref})
 		}
@@ -88,40 +93,39 @@ func refuseOwn(d *object.Dumper, p *object.Process, what string, id func(*kernel
 	}
 }
 
-func dumpDescriptor(d *object.Dumper, p *object.Process, fd kernelview.FD) (stream.Ref, error) {
+// dumpDescriptor dumps what a descriptor leads to, and the locks on it that the table is to take, which it does once for
+// each file: locked says that this was done.
+func dumpDescriptor(d *object.Dumper, p *object.Process, fd kernelview.FD, locked bool) (stream.Ref, []TableLock, error) {
 	f, err := object.Meet(p, fd.FD, fd.File)
 	if err != nil {
-		return stream.Ref{}, err
+		return stream.Ref{}, nil, err
 	}
 	defer f.Close()
-	if err := checkHeld(f); err != nil {
+	held, err := checkHeld(d, f, locked)
+	if err != nil {
 		d.Refuse(f.Error(err))
 	}
-	return d.File(f)
+	ref, err := d.File(f)
+	return ref, held, err
 }
 
-// checkHeld refuses what is attached to an open file beside its own state.
-func checkHeld(f *object.OpenFile) error {
+// checkHeld looks at what is attached to an open file beside its own state: locks, which it returns, and what is refused.
+func checkHeld(d *object.Dumper, f *object.OpenFile, locked bool) ([]TableLock, error) {
 	flags, err := Flags(f)
 	if err != nil {
-		return err
-	}
-	if flags&unix.O_ASYNC != 0 {
-		return object.Unsupportedf("it sends SIGIO (O_ASYNC), which cannot be checkpointed")
+		return nil, err
 	}
 	if flags&unix.O_PATH != 0 {
-		return nil
+		return nil, nil
 	}
-	if locks, ok := f.View.Locks.Get(); locks || !ok {
-		info, err := f.Fdinfo()
-		if err != nil {
-			return err
-		}
-		for _, l := range info.Locks {
-			return object.Unsupportedf("the process holds a lock on it (%s %s), which cannot be checkpointed", l.Kind, l.Type)
-		}
+	locks, err := dumpLocks(d, f, locked) // before what a lease sets too
+	if err != nil {
+		return nil, err
 	}
-	return checkOwner(f)
+	if flags&unix.O_ASYNC != 0 {
+		return nil, object.Unsupportedf("it sends SIGIO (O_ASYNC), which cannot be checkpointed")
+	}
+	return locks, checkOwner(f)
 }
 
 func checkOwner(f *object.OpenFile) error {
@@ -163,7 +167,7 @@ func (t *TableState) check() error {
 		}
 		last = e.FD
 	}
-	return nil
+	return t.checkLocks()
 }
 
 // MaxFD returns the highest descriptor number that any record of the plan uses, -1 for none: those of descriptor tables
@@ -243,4 +247,4 @@ func TableCalls(r *object.Restorer, b *tracee.Batch, t *TableState) error {
 }
 
 // TableKind is the record of a descriptor table. The engine acts on it.
-var TableKind = object.NewKind[TableState](tableType, nil)
+var TableKind = object.NewKind(tableType, restoreTable)

@@ -88,8 +88,14 @@ func (r *Restored) Task(t testing.TB) int {
 	return k.Tid
 }
 
-func (r *Restored) task(t testing.TB) (*tracee.Task, error) {
+func (r *Restored) task(t testing.TB) (_ *tracee.Task, err error) {
 	tracer := tracee.NewTracer()
+	defer func() {
+		if err != nil { // as a restore undoes what it has made
+			err = errors.Join(err, tracer.KillAll())
+			r.Close()
+		}
+	}()
 	t.Cleanup(tracer.Close) // what it traces dies with it
 	arena, err := tracee.NewArena(r.Arch, 4, 1<<20)
 	if err != nil {
@@ -119,22 +125,45 @@ func (r *Restored) task(t testing.TB) (*tracee.Task, error) {
 	if err := r.Fill(); err != nil {
 		return nil, err
 	}
-	b = arena.NewBatch()
+	taken := func() error { return nil }
+	run := func(calls func(b *tracee.Batch) error) error {
+		b := arena.NewBatch()
+		if err := calls(b); err != nil {
+			return err
+		}
+		if b.Len() > 0 {
+			if err := tracer.RunOne(task, b); err != nil {
+				return err
+			}
+		}
+		return taken()
+	}
 	if all := object.All[files.FSState](r.Plan); len(all) > 0 {
-		if err := files.FSCalls(r.Restorer, b, all[0].State); err != nil {
+		if err := run(func(b *tracee.Batch) error { return files.FSCalls(r.Restorer, b, all[0].State) }); err != nil {
 			return nil, err
 		}
 	}
 	if all := object.All[files.TableState](r.Plan); len(all) > 0 {
-		if err := files.TableCalls(r.Restorer, b, all[0].State); err != nil {
-			return nil, err
+		t := all[0].State
+		for _, calls := range []func(b *tracee.Batch) error{
+			func(b *tracee.Batch) (err error) { taken, err = files.PoolLockCalls(r.Restorer, b, t); return err },
+			func(b *tracee.Batch) error { return files.TableCalls(r.Restorer, b, t) },
+			func(b *tracee.Batch) (err error) { taken, err = files.TableLockCalls(r.Restorer, b, t); return err },
+		} {
+			if err := run(calls); err != nil {
+				return nil, err
+			}
 		}
-	}
-	if err := tracer.RunOne(task, b); err != nil {
-		return nil, err
 	}
 	r.Close()
 	return task, nil
+}
+
+// TryTask is Task for a test that expects an error.
+func (r *Restored) TryTask(t testing.TB) error {
+	t.Helper()
+	_, err := r.task(t)
+	return err
 }
 
 // Dup3To puts fd at the number to, without close-on-exec, for programs that want their files at known numbers.

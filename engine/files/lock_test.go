@@ -1,0 +1,119 @@
+package files_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/files"
+	"crpipe/engine/files/filestest"
+	"crpipe/engine/internal/procfs"
+)
+
+// locksProgram holds locks of all kinds.
+func locksProgram() error {
+	a := &at{dir: os.Getenv("DIR")}
+	a.fail(os.WriteFile(a.path("ranges"), make([]byte, 100), 0o644))
+	a.fail(os.WriteFile(a.path("whole"), nil, 0o644))
+	set := func(fd, cmd int, typ int16, start, length int64) {
+		a.fail(unix.FcntlFlock(uintptr(fd), cmd, &unix.Flock_t{Type: typ, Start: start, Len: length}))
+	}
+	a.open(20, a.path("ranges"), unix.O_RDWR)
+	a.dup(20, 21, 0)
+	a.open(22, a.path("ranges"), unix.O_RDONLY)
+	a.open(23, a.path("ranges"), unix.O_RDWR)
+	set(23, unix.F_OFD_SETLK, unix.F_WRLCK, 20, 5)
+	set(23, unix.F_OFD_SETLK, unix.F_RDLCK, 1<<40, 1<<40)
+	a.fail(unix.Flock(23, unix.LOCK_SH))
+	a.open(24, a.path("whole"), unix.O_RDONLY)
+	a.fail(unix.Flock(24, unix.LOCK_EX))
+	a.open(25, a.path("whole"), unix.O_RDWR) // not locked through this one
+	a.pipe(26, 27, 0)
+	a.fail(unix.Flock(26, unix.LOCK_EX))
+	// Last, since a close of the file, of any descriptor of it, would give them up.
+	set(20, unix.F_SETLK, unix.F_WRLCK, 5, 10)
+	set(20, unix.F_SETLK, unix.F_RDLCK, 50, 0)
+	set(22, unix.F_SETLK, unix.F_RDLCK, 30, 1)
+	return a.err
+}
+
+// locksOf returns what fdinfo says of the locks of pid, with the numbers that are not the same in another process or
+// for another pipe left out.
+func locksOf(t *testing.T, pid int) map[int][]string {
+	t.Helper()
+	out := map[int][]string{}
+	for fd := 20; fd <= 27; fd++ {
+		info, err := procfs.ReadFdinfo(pid, fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range info.Locks {
+			if l.Kind != "OFDLCK" && l.PID != pid {
+				t.Errorf("fd %d: the lock is said to be of pid %d, not %d", fd, l.PID, pid)
+			}
+			out[fd] = append(out[fd], fmt.Sprintf("%s %s %d-%d %v", l.Kind, l.Type, l.Start, l.End, l.ToEOF))
+		}
+	}
+	return out
+}
+
+func TestLocks(t *testing.T) {
+	view := filestest.View(t)
+	dir := t.TempDir()
+	c := filestest.Start(t, "locks", "DIR="+dir)
+	want := locksOf(t, c.PID)
+	if len(want) != 6 || len(want[20]) != 2 || len(want[23]) != 3 {
+		t.Fatalf("locks of the program: %v", want)
+	}
+	image := filestest.Dump(t, filestest.Dumper(t, view, c.PID))
+	killAndReap(t, c.PID)
+	inherit := pipes(t)
+	restore := func() *filestest.Restored {
+		r, err := filestest.Restore(t, image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Inherit = inherit
+		return r
+	}
+
+	// What somebody else holds meanwhile is an error that says who.
+	own, err := os.OpenFile(filepath.Join(dir, "whole"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(own.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	taken(t, restore().TryTask(t), own.Name(), "an exclusive lock", "(pid "+strconv.Itoa(os.Getpid())+")")
+	if err := own.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	pid := restore().Task(t)
+	if diff := cmp.Diff(want, locksOf(t, pid)); diff != "" {
+		t.Errorf("locks differ (-dumped +restored):\n%s", diff)
+	}
+
+	// And while the restored process holds them, nobody else gets them, the restore of the same image included.
+	_, err = filestest.Restore(t, image, nil)
+	taken(t, err, filepath.Join(dir, "ranges"), "an exclusive lock on bytes 5 to 14", "(pid "+strconv.Itoa(pid)+")")
+}
+
+func taken(t *testing.T, err error, path, what, holder string) {
+	t.Helper()
+	var e *files.LockTakenError
+	if !errors.As(err, &e) {
+		t.Fatalf("error %v, want that a lock is taken", err)
+	}
+	if e.Path != path || e.What != what || !strings.Contains(e.Holder, holder) {
+		t.Errorf("%v: want %s, %s, %s", err, path, what, holder)
+	}
+}
