@@ -376,3 +376,33 @@ func TestRestoreCgroup(t *testing.T) {
 		}
 	}
 }
+
+// The root's parent is cr-restore, and gone in a moment: a wish to die with it would be the end of what was restored.
+func TestRestoreParentDeath(t *testing.T) {
+	needRoot(t)
+	pid := freePIDs(t)
+	im := synth(t, pid)
+	for i := range 3 {
+		edit(t, im.find(t, "thread", i), func(th *tasks.Thread) { th.Prctls.PdeathSignal = int32(unix.SIGKILL) })
+	}
+	restoreImage(t, im, pid)
+	if have := settled(t, int(pid), 'S'); have != 'S' {
+		t.Fatalf("the root is in state %c", have)
+	}
+	if have := settled(t, int(pid)+2, 'S'); have != 'S' {
+		t.Fatalf("the child is in state %c", have)
+	}
+	// The child's parent is in the image: when that dies, so does the child.
+	if err := unix.Kill(int(pid), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if st, err := procfs.ReadStat(int(pid) + 2); err != nil || st.State == 'Z' {
+			return
+		}
+		if time.Now().After(deadline) {
+			_ = unix.Kill(int(pid)+2, unix.SIGKILL)
+			t.Fatal("the child has outlived its parent")
+		}
+	}
+}
