@@ -18,6 +18,7 @@ func fileKinds() []object.FileKind {
 		events.EventfdKind,
 		events.TimerfdKind,
 		events.SignalfdKind,
+		events.PidfdKind,
 		events.EpollKind,
 		files.ProcKind,
 		files.OPathKind,

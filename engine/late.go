@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -20,6 +21,45 @@ func (rs *restoration) tables(f func(p *process, t *files.TableState, b *tracee.
 		}
 		return f(p, t, b)
 	})
+}
+
+// openPidfds makes the descriptors of processes, all of which exist by now.
+func (rs *restoration) openPidfds() error {
+	var all []events.Table
+	if err := rs.tables(func(p *process, t *files.TableState, _ *tracee.Batch) error {
+		all = append(all, events.Table{PID: p.state.PID, State: t})
+		return nil
+	}); err != nil {
+		return err
+	}
+	rounds, err := events.PidfdRounds(rs.r, all, rs.hasTask)
+	if err != nil {
+		return err
+	}
+	for _, round := range rounds {
+		if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return round(t, b) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasTask says whether the image has a process of this number or, with thread, a thread.
+func (rs *restoration) hasTask(id int32, thread bool) bool {
+	if rs.byPID[id] != nil {
+		return true
+	}
+	if !thread {
+		return false
+	}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			if t.state.TID == id {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // takeLocks has the tables' processes take the locks for which calls makes the calls.

@@ -281,6 +281,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := rs.makeThreads(); err != nil {
 		return err
 	}
+	if err := rs.openPidfds(); err != nil {
+		return err
+	}
 	if err := rs.takeLocks(files.PoolLockCalls); err != nil {
 		return err
 	}

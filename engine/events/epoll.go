@@ -20,7 +20,7 @@ import (
 //
 // Lost: the order of the ready list, and that an edge (EPOLLET) was reported already: what is ready at restore is
 // reported once more, as epoll(7) tells programs to expect. An item that was disarmed by EPOLLONESHOT is disarmed
-// again by having it fire; where its file cannot be made ready (a signalfd, another epoll instance, a terminal), it
+// again by having it fire; where its file cannot be made ready (a signalfd, a pidfd, another epoll instance, a terminal), it
 // reports EPOLLERR and EPOLLHUP, if these happen, before it is armed again.
 type epollFileState struct {
 	Epoll stream.Ref `msgpack:"epoll"`
@@ -154,7 +154,7 @@ func restoreWatch(r *object.Restorer, _ stream.Ref, s *watchState) error {
 		if err != nil {
 			return err
 		}
-		if w != nil {
+		if w != nil && !watchLate(r, epfd, *w) {
 			watches = append(watches, *w)
 		}
 	}
