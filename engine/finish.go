@@ -156,10 +156,15 @@ func (rs *restoration) finishThreads() error {
 	if err := rs.fromOutside(); err != nil {
 		return err
 	}
+	warned := map[*process]bool{}
 	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
 		t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
 		if t.process.birth.Parent == nil && t.state.Prctls.PdeathSignal != 0 {
 			// Its parent is cr-restore, whose end, soon, would have it killed.
+			if warned[t.process] {
+				return nil
+			}
+			warned[t.process] = true
 			rs.o.Warn(fmt.Sprintf("pid %d (%s): the signal that it wanted at the death of its parent, which is not part of the image, is not kept", t.process.state.PID, t.state.Comm))
 			return nil
 		}
