@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"golang.org/x/sys/unix"
+
 	"crpipe/engine/events"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
@@ -32,16 +35,44 @@ func (rs *restoration) openPidfds() error {
 	}); err != nil {
 		return err
 	}
-	rounds, err := events.PidfdRounds(rs.r, all, rs.hasTask)
+	var helper *tracee.Call
+	gone := int32(0)
+	if events.GonePidfds(rs.plan) {
+		b := rs.arena.NewBatch()
+		helper = b.Clone(sys.CloneArgs{}, nil, 0).Note("helper") // no exit signal: its parent hears nothing of it
+		if err := rs.tracer.RunOne(rs.procs[0].task, b); err != nil {
+			return err
+		}
+		gone = int32(helper.Int())
+	}
+	rounds, err := events.PidfdRounds(rs.r, all, rs.hasTask, gone)
 	if err != nil {
 		return err
 	}
-	for _, round := range rounds {
+	for i, round := range rounds {
 		if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return round(t, b) }); err != nil {
+			return err
+		}
+		if i > 0 || helper == nil {
+			continue
+		}
+		if err := rs.endHelper(helper.Child(), gone); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// endHelper ends a child of the first process and has that wait for it. id is its number there.
+func (rs *restoration) endHelper(helper *tracee.Task, id int32) error {
+	b := rs.arena.NewBatch()
+	b.Call(b.Sys().ExitGroup, 0)
+	if err := rs.tracer.RunOne(helper, b); err != nil {
+		return err
+	}
+	b = rs.arena.NewBatch()
+	b.Call(b.Sys().Wait4, id, 0, unix.WALL, 0).Note("helper %d", id)
+	return rs.tracer.RunOne(rs.procs[0].task, b)
 }
 
 // hasTask says whether the image has a process of this number or, with thread, a thread.

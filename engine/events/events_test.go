@@ -19,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	filestest.Main(m, map[string]func() error{"events": eventsProgram, "epoll": epollProgram, "timers": timersProgram})
+	filestest.Main(m, map[string]func() error{"events": eventsProgram, "epoll": epollProgram, "timers": timersProgram, "pidfd": pidfdProgram})
 }
 
 type setup struct{ err error }

@@ -19,8 +19,9 @@ import (
 //
 // It can be opened only when the process is there, by a process in the same pid namespace. So the place in the pool is
 // kept, and when all tasks exist one of those that shall have the pidfd opens it there, and the others take it from that
-// one (pidfd_getfd(2)): it is one open file again. One of a process that is gone is a pidfd of the first task, which ends
-// when it has made the others. Refused by name: a pidfd of a process outside of the tree.
+// one (pidfd_getfd(2)): it is one open file again. One of a process that is gone is a pidfd of a helper, which then ends:
+// in the tree's pid namespace too, as signals through the pidfd of any other fail in another way. Refused by name: a pidfd
+// of a process outside of the tree.
 //
 // Lost: the inode number, by which a process can be known again (pidfs), and, of a process that is gone, the status that
 // PIDFD_GET_INFO of Linux 6.15 tells.
@@ -86,7 +87,7 @@ func numberIn(d *object.Dumper, pid int, thread bool) int32 {
 type latePidfd struct {
 	state   *pidfdState
 	place   int             // its number in the pool
-	watches map[int][]watch // by the pool's number of the epoll instance; of a process that is not gone
+	watches map[int][]watch // by the pool's number of the epoll instance
 	epolls  []int           // the keys, in the order of the image
 	opener  *files.TableState
 }
@@ -95,17 +96,7 @@ func restorePidfd(r *object.Restorer, ref stream.Ref, s *pidfdState) (int, error
 	if odd := s.Flags &^ keptFlags; odd != 0 || s.Flags&unix.O_ACCMODE != unix.O_RDWR || s.PID < 0 {
 		return -1, object.BadImagef("a pidfd of %d with flags %#o is impossible", s.PID, s.Flags)
 	}
-	late := &latePidfd{state: s, watches: map[int][]watch{}}
-	r.Remember(ref, late)
-	if s.PID == 0 {
-		r.InRoot(func(b *tracee.Batch) error {
-			if err := late.find(r, ref); err != nil {
-				return err
-			}
-			late.openCalls(b, b.Call(b.Sys().Getpid))
-			return nil
-		})
-	}
+	r.Remember(ref, &latePidfd{state: s, watches: map[int][]watch{}})
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: "/", Err: err}
@@ -113,13 +104,12 @@ func restorePidfd(r *object.Restorer, ref stream.Ref, s *pidfdState) (int, error
 	return fd, nil
 }
 
-func (l *latePidfd) find(r *object.Restorer, ref stream.Ref) (err error) {
-	l.place, err = r.File(ref)
-	return err
-}
-
-// openCalls appends the calls that open the pidfd at its place. pid is a number or the call that returns it.
-func (l *latePidfd) openCalls(b *tracee.Batch, pid any) {
+// openCalls appends the calls that open the pidfd at its place. gone is the number of the helper.
+func (l *latePidfd) openCalls(b *tracee.Batch, gone int32) {
+	pid := l.state.PID
+	if pid == 0 {
+		pid = gone
+	}
 	n, flags := b.Sys(), int(l.state.Flags)&unix.PIDFD_NONBLOCK
 	if l.state.Thread {
 		flags |= unix.PIDFD_THREAD
@@ -140,7 +130,7 @@ func (l *latePidfd) settle(b *tracee.Batch, fd *tracee.Call) {
 // watchLate takes an item of the epoll instance epfd whose file does not exist yet. It returns false for any other.
 func watchLate(r *object.Restorer, epfd int, w watch) bool {
 	l, err := object.Recall[latePidfd](r, w.File)
-	if err != nil || l.state.PID == 0 {
+	if err != nil {
 		return false
 	}
 	if l.watches[epfd] == nil {
@@ -159,25 +149,33 @@ type Table struct {
 // PidfdRound appends the calls that the process which makes a table has to do in one round.
 type PidfdRound func(t *files.TableState, b *tracee.Batch) error
 
+// GonePidfds says whether the image has a pidfd of a process that is gone, for which PidfdRounds needs a helper.
+func GonePidfds(plan *object.Plan) bool {
+	for _, f := range object.All[pidfdState](plan) {
+		if f.State.PID == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // PidfdRounds returns what makes the pidfds, and the epoll items that watch them: rounds of calls, each to be finished in
 // all processes before the next, when all tasks of the image exist and have the pool and nothing else open. exists says
-// whether the image has a process, or thread, of a number; a pidfd of any other is refused.
-func PidfdRounds(r *object.Restorer, tables []Table, exists func(id int32, thread bool) bool) ([]PidfdRound, error) {
+// whether the image has a process, or thread, of a number; a pidfd of any other is refused. gone is the number, in the pid
+// namespace of the tree, of a helper that ends and is waited for behind the first round.
+func PidfdRounds(r *object.Restorer, tables []Table, exists func(id int32, thread bool) bool, gone int32) ([]PidfdRound, error) {
 	var all []*latePidfd
 	holders := map[*files.TableState][]*latePidfd{}
 	pids := map[*files.TableState]int32{}
 	for _, f := range object.All[pidfdState](r.Plan) {
-		if f.State.PID == 0 {
-			continue
-		}
-		if !exists(f.State.PID, f.State.Thread) {
+		if f.State.PID != 0 && !exists(f.State.PID, f.State.Thread) {
 			return nil, object.BadImagef("a pidfd of %d, which the image does not have", f.State.PID)
 		}
 		l, err := object.Recall[latePidfd](r, f.Ref)
 		if err != nil {
 			return nil, err
 		}
-		if err := l.find(r, f.Ref); err != nil {
+		if l.place, err = r.File(f.Ref); err != nil {
 			return nil, err
 		}
 		all = append(all, l)
@@ -190,7 +188,7 @@ func PidfdRounds(r *object.Restorer, tables []Table, exists func(id int32, threa
 		seen := map[*latePidfd]bool{}
 		for _, e := range t.State.Entries {
 			l, err := object.Recall[latePidfd](r, e.File)
-			if err != nil || l.state.PID == 0 || seen[l] {
+			if err != nil || seen[l] {
 				continue
 			}
 			seen[l] = true
@@ -216,7 +214,7 @@ func PidfdRounds(r *object.Restorer, tables []Table, exists func(id int32, threa
 	return []PidfdRound{
 		each(func(l *latePidfd, mine bool, b *tracee.Batch) {
 			if mine {
-				l.openCalls(b, l.state.PID)
+				l.openCalls(b, gone)
 			}
 		}),
 		each(func(l *latePidfd, mine bool, b *tracee.Batch) {
