@@ -3,6 +3,9 @@ package tasks
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -83,8 +86,45 @@ func (s *Scheduling) Check() error {
 // maxAffinity is the largest cpu mask in bytes, far above NR_CPUS of any kernel.
 const maxAffinity = 8192
 
-// Online is the mask of all cpus that a thread of this cpuset could run on.
-func Online() ([]byte, error) { return sys.SchedGetaffinity(1) }
+// Online is the mask of all processors that are there: what sched_getaffinity(2) says of a task that may run on any.
+func Online() ([]byte, error) {
+	const path = "/sys/devices/system/cpu/online"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	mask, err := parseCPUList(strings.TrimSpace(string(data)))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return mask, nil
+}
+
+// parseCPUList turns a list such as "0-3,8" (cpuset(7), List format) into a mask.
+func parseCPUList(list string) ([]byte, error) {
+	var mask []byte
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		a, err := strconv.ParseUint(first, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		b, err := strconv.ParseUint(last, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		for cpu := a; cpu <= b; cpu++ {
+			for uint64(len(mask)) <= cpu/8 {
+				mask = append(mask, 0)
+			}
+			mask[cpu/8] |= 1 << (cpu % 8)
+		}
+	}
+	return mask, nil
+}
 
 func trim(mask []byte) []byte {
 	for len(mask) > 0 && mask[len(mask)-1] == 0 {
