@@ -136,7 +136,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 
 // lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
 func lookAtTree(d *object.Dumper, held *treeHold) error {
-	if err := collectTree(d, held.Tracer(), held.PIDs()); err != nil {
+	if err := collectTree(d, held); err != nil {
 		return err
 	}
 	if err := checkTree(d); err != nil {
@@ -158,6 +158,9 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 				d.Refuse(err)
 			}
 		}
+	}
+	if err := files.CheckLocks(d); err != nil {
+		return err
 	}
 	online, err := tasks.Online()
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
-	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
 
@@ -22,9 +22,9 @@ var errTransient = errors.New("transient state")
 
 // collectTree reads, from outside, what /proc and the kernel view say of every process of a stopped tree. pids come in
 // any order; tracer holds every live thread in ptrace-stop.
-func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
+func collectTree(d *object.Dumper, held *treeHold) error {
 	byPID := map[int]*object.Process{}
-	for _, pid := range pids {
+	for _, pid := range held.PIDs() {
 		p, err := readProcess(pid)
 		if err != nil {
 			return err
@@ -48,10 +48,10 @@ func collectTree(d *object.Dumper, tracer *tracee.Tracer, pids []int) error {
 	if err := numberTree(d); err != nil {
 		return err
 	}
-	if err := viewTree(d); err != nil {
+	if err := viewTree(d, held); err != nil {
 		return err
 	}
-	return tracer.Do(func() error { return readRegisters(d) })
+	return held.Tracer().Do(func() error { return readRegisters(d) })
 }
 
 // ended refuses a zombie that nobody in the image could wait for.
@@ -148,7 +148,7 @@ func numberTree(d *object.Dumper) error {
 }
 
 // viewTree asks the kernel view about all live threads and processes at once.
-func viewTree(d *object.Dumper) error {
+func viewTree(d *object.Dumper, held *treeHold) error {
 	var threads []*object.Thread
 	var tids, leaders []int
 	for _, p := range d.Processes {
@@ -176,7 +176,8 @@ func viewTree(d *object.Dumper) error {
 			p.View = &pv[i]
 			i++
 			p.Job.StopSignal = 0
-			if stopped, ok := p.View.Stopped.Get(); ok && stopped {
+			// A freeze by SIGSTOP looks the same, so the freezer says who was stopped before it came.
+			if stopped, ok := p.View.Stopped.Get(); ok && stopped && held.Before(p.PID) == freezer.BeforeStopped {
 				p.Job.StopSignal, _ = p.Leader().View.State.StopSignal.Get()
 				unwaited, _ := p.View.StopUnwaited.Get()
 				p.Job.Unwaited = unwaited != 0

@@ -418,6 +418,16 @@ func (h *Held) Tracer() *tracee.Tracer { return h.tr }
 // the state: parents before their children.
 func (h *Held) PIDs() []int { return slices.Clone(h.procs) }
 
+// Before returns the state that a process had before the freeze.
+func (h *Held) Before(pid int) Before {
+	for i := range h.st.Tasks {
+		if t := &h.st.Tasks[i]; t.PID == pid && t.TID == pid {
+			return t.Before
+		}
+	}
+	return BeforeRunning
+}
+
 // State is what is held.
 func (h *Held) State() *State { return h.st }
 
