@@ -26,6 +26,9 @@ import (
 // others early, while the tree is made, by the process that had taken it, so that lslocks(8) shows the same number.
 // Where that process has ended, or is not in the tree, the first that has the file does it.
 //
+// A lock by flock that only a mapping keeps is lost, with a warning where it can be known (CheckLocks); an open file
+// description lock of that sort without one.
+//
 // A lock that somebody else has taken meanwhile ends the restore. Whoever waits for a lock (F_SETLKW, F_OFD_SETLKW,
 // flock) holds nothing, and waits again. Refused by name: leases, delegations and mandatory locks; locks on a file outside
 // of the tree, for which another will stand in, and on one that the restored process opens itself.
@@ -55,6 +58,10 @@ func dumpLocks(d *object.Dumper, f *object.OpenFile, known bool) ([]TableLock, e
 	if err != nil || len(info.Locks) == 0 {
 		return nil, err
 	}
+	ix, err := indexOf(d)
+	if err != nil {
+		return nil, err
+	}
 	var out []TableLock
 	for i := range info.Locks {
 		l := &info.Locks[i]
@@ -62,11 +69,12 @@ func dumpLocks(d *object.Dumper, f *object.OpenFile, known bool) ([]TableLock, e
 		if err != nil {
 			return nil, err
 		}
+		if s.Kind == lockFlock {
+			ix.flocked[lockedFile(l.Major, l.Minor, l.Ino)] = true
+		}
 		mine := !known
 		if mine && s.Kind != lockPOSIX {
-			if mine, err = takes(d, f, l.PID); err != nil {
-				return nil, err
-			}
+			mine = ix.takes(f, l.PID)
 		}
 		if mine {
 			out = append(out, s)
@@ -104,21 +112,17 @@ func newTableLock(fd int, l *procfs.Lock) (TableLock, error) {
 
 // takes says whether f's process is the one that takes a lock which belongs to the open file: it is the one that had
 // taken it, pid, or, when no holder is, the first.
-func takes(d *object.Dumper, f *object.OpenFile, pid int) (bool, error) {
-	ix, err := indexOf(d)
-	if err != nil {
-		return false, err
-	}
+func (ix *index) takes(f *object.OpenFile, pid int) bool {
 	var first *object.Process
 	for _, h := range ix.holders[f.View.ID] {
 		if h.Process.PID == pid {
-			return h.Process == f.Process, nil
+			return h.Process == f.Process
 		}
 		if first == nil {
 			first = h.Process
 		}
 	}
-	return first == f.Process, nil
+	return first == f.Process
 }
 
 // checkLocks refuses locks that nobody can hold. The entries have been checked.
@@ -325,26 +329,79 @@ func lockHolder(fd int, l *TableLock) string {
 	return fmt.Sprintf("pid %d", pid)
 }
 
-// flockHolder returns the process that /proc/locks (proc_locks(5)) names for a lock by flock on the file, 0: none.
+// flockHolder returns the process that /proc/locks names for a lock by flock on the file, 0: none.
 func flockHolder(fd int) int {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0
 	}
-	data, err := os.ReadFile("/proc/locks")
+	locks, err := flocks()
 	if err != nil {
 		return 0
 	}
-	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
-	for line := range strings.Lines(string(data)) {
-		// "1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF"; one that waits has "->" behind its number.
-		f := strings.Fields(line)
-		if len(f) < 6 || f[1] != "FLOCK" || f[5] != file {
-			continue
-		}
-		if pid, err := strconv.Atoi(f[4]); err == nil {
-			return pid
+	file := lockedFile(unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
+	for _, l := range locks {
+		if l.file == file {
+			return l.pid
 		}
 	}
 	return 0
+}
+
+// flock is a lock by flock of any process.
+type flock struct {
+	pid  int    // who has taken it
+	file string // see lockedFile
+}
+
+// lockedFile is how the kernel writes down a file in proc_locks(5).
+func lockedFile(major, minor uint32, ino uint64) string {
+	return fmt.Sprintf("%02x:%02x:%d", major, minor, ino)
+}
+
+// flocks returns all locks by flock that /proc/locks shows.
+func flocks() ([]flock, error) {
+	data, err := os.ReadFile("/proc/locks")
+	if errors.Is(err, os.ErrNotExist) { // a kernel without locks
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading locks: %w", err)
+	}
+	var out []flock
+	for line := range strings.Lines(string(data)) {
+		// "1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF"; one that waits has "->" behind its number.
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" {
+			continue
+		}
+		if pid, err := strconv.Atoi(f[4]); err == nil {
+			out = append(out, flock{pid, f[5]})
+		}
+	}
+	return out, nil
+}
+
+// CheckLocks warns of locks by flock that a process of the tree has taken and that no descriptor shows any more: a mapping
+// alone keeps the open file, or somebody else has it. It comes after the tables of all processes.
+func CheckLocks(d *object.Dumper) error {
+	ix, err := indexOf(d)
+	if err != nil {
+		return err
+	}
+	all, err := flocks()
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if ix.flocked[l.file] {
+			continue
+		}
+		for _, p := range d.Processes {
+			if p.PID == l.pid {
+				d.Warn("pid %d (%s) has taken a lock (flock) on the file with device and inode %s, to which no descriptor of it leads now; it is not kept", p.PID, p.Comm(), l.file)
+			}
+		}
+	}
+	return nil
 }

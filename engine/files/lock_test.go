@@ -117,3 +117,37 @@ func taken(t *testing.T, err error, path, what, holder string) {
 		t.Errorf("%v: want %s, %s, %s", err, path, what, holder)
 	}
 }
+
+// mapLockedProgram keeps a lock by flock through a mapping alone.
+func mapLockedProgram() error {
+	a := &at{dir: os.Getenv("DIR")}
+	a.fail(os.WriteFile(a.path("mapped"), []byte("text"), 0o644))
+	a.open(20, a.path("mapped"), unix.O_RDONLY)
+	a.fail(unix.Flock(20, unix.LOCK_EX))
+	if a.err == nil {
+		_, a.err = unix.Mmap(20, 0, 4, unix.PROT_READ, unix.MAP_SHARED)
+	}
+	a.open(21, a.path("mapped"), unix.O_RDONLY)
+	a.fail(unix.Close(20))
+	return a.err
+}
+
+func TestLockOfMapping(t *testing.T) {
+	view := filestest.View(t)
+	dir := t.TempDir()
+	for program, want := range map[string]string{"maplocked": "has taken a lock (flock) on the file", "locks": ""} {
+		c := filestest.Start(t, program, "DIR="+dir)
+		d := filestest.Dumper(t, view, c.PID)
+		if err := filestest.Look(t, d); err != nil {
+			t.Fatal(err)
+		}
+		var warnings []string
+		d.Warn = func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
+		if err := files.CheckLocks(d); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(warnings, "\n"); want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%s: warnings %q, want %q", program, got, want)
+		}
+	}
+}

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "locks": locksProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "locks": locksProgram, "maplocked": mapLockedProgram, "idle": func() error { return nil },
 	})
 }
 
