@@ -31,6 +31,8 @@ var Flavours = []Flavour{
 	{Name: "ticket", What: "cr-freeze | cr-dump, cr-thaw --kill, cr-restore --frozen | cr-thaw", Run: byTicket},
 	{Name: "ticket-on", What: "cr-freeze | cr-dump twice, byte for byte the same, and cr-thaw", Leaves: true, Run: ticketOn},
 	{Name: "own-cgroup", What: "alone in cgroups of its own, which the freezer uses", Cgroup: true, Run: killRestore},
+	{Name: "v1", What: "frozen by the cgroup v1 freezer: dumped and let go on, then dumped, killed and restored", Run: byFreezer("v1")},
+	{Name: "sigstop", What: "the same, stopped by SIGSTOP", Run: byFreezer("sigstop")},
 	{Name: "pidns", What: "init of a pid namespace", PidNS: true, Run: killRestore},
 	{Name: "refused-then-on", What: "a freeze and thaw without a dump", Leaves: true, Run: func(j *Job) {
 		j.MustSh("cr-freeze $PID > t.ticket; cr-filter check < t.ticket > /dev/null; cr-thaw < t.ticket")
@@ -50,6 +52,17 @@ func killRestore(j *Job) {
 	j.Check(name)
 	j.RestoreSh("cr-restore < " + name + " > restored.ticket")
 	j.Check("restored.ticket")
+}
+
+// byFreezer uses another freezer than the one that cr-dump would choose.
+func byFreezer(way string) func(*Job) {
+	return func(j *Job) {
+		j.T.Helper()
+		j.MustSh("cr-dump --freezer " + way + " $PID > go-on.cr")
+		j.Check("go-on.cr")
+		j.DumpKill("cr-dump --freezer " + way + " --kill $PID > image.cr")
+		j.RestoreSh("cr-restore < image.cr > restored.ticket")
+	}
 }
 
 func throughLZ4(j *Job) {
