@@ -124,7 +124,7 @@ func TestKnownEverywhere(t *testing.T) {
 				continue
 			}
 			if difference = ""; list == nil {
-				t.Logf("process %d: not known", pid)
+				t.Logf("process %d: not known because of %v", pid, unexplained(v, pid, before))
 				unknown++
 				break
 			}
@@ -150,6 +150,17 @@ func TestKnownEverywhere(t *testing.T) {
 	if compared == 0 {
 		t.Error("no process was compared")
 	}
+}
+
+// unexplained lists the flags of mappings that the view cannot explain.
+func unexplained(v kernelview.View, pid int, list []procfs.SmapsVMA) (flags []procfs.VMFlags) {
+	areas, err := v.Areas(pid)
+	for i := range areas.V {
+		if err == nil && i < len(list) && !areas.V[i].Flags.Known {
+			flags = append(flags, list[i].Flags)
+		}
+	}
+	return flags
 }
 
 // asGood says whether nothing has changed that this package looks at.

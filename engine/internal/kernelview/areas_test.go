@@ -106,7 +106,10 @@ func TestAreasKinds(t *testing.T) {
 	}
 	for i := range areas {
 		a := &areas[i]
-		if !a.Flags.Known {
+		// Memory that can be executed only may have a protection key of the kernel's
+		// choice, and some kernels have bits that they show as ?? themselves.
+		keyed := list[i].Flags.Has("ex") && !list[i].Flags.Has("rd")
+		if !a.Flags.Known && !keyed && !list[i].Flags.Has("??") {
 			t.Errorf("the flags of %v are unknown: %s", a.Start, list[i].Flags)
 		}
 		same(t, "NUMA policy", a.Policy, false)
@@ -165,7 +168,7 @@ func TestAreasPolicies(t *testing.T) {
 func TestAreasMany(t *testing.T) {
 	v := view(t)
 	c := newChild(t)
-	const n = 12000
+	const n = 3000
 	base := uint64(c.must(unix.SYS_MMAP, 0, 2*n*4096, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, ^uint64(0), 0))
 	for i := range uint64(n) {
 		c.must(unix.SYS_MPROTECT, base+2*i*4096, 4096, unix.PROT_READ)

@@ -62,7 +62,7 @@ func TestOpenCached(t *testing.T) {
 func TestCalibrated(t *testing.T) {
 	v := view(t)
 	// Codes of what a helper does not map, or another kernel has.
-	rare := []string{"ht", "sf", "ar", "sd", "mm", "bt", "mt", "um", "uw", "ui", "ss", "sl", "dp", "gu", "mg", "hg", "nh"}
+	rare := []string{"ht", "sf", "ar", "sd", "mm", "bt", "mt", "um", "uw", "ui", "ss", "sl", "dp", "gu", "lf", "mg", "hg", "nh"}
 	for x, name := range factNames {
 		code, isCode := strings.CutPrefix(name, "vm ")
 		may := strings.HasPrefix(name, "ssb") || strings.HasPrefix(name, "ib") || isCode && slices.Contains(rare, code)
