@@ -85,6 +85,17 @@ func poke(at uintptr, b []byte) error {
 	return err
 }
 
+// peek is the inverse of poke.
+func peek(at uintptr, b []byte) error {
+	f, err := os.Open("/proc/self/mem")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.ReadAt(b, int64(at))
+	return err
+}
+
 func pattern(n int, seed byte) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -196,6 +207,10 @@ func zoo(dir string) error {
 	at = get(2048, rw, private, -1, 0)
 	call(unix.SYS_MADVISE, at, 2048*page, unix.MADV_HUGEPAGE)
 	do(poke(at, pattern(2048*page, 50)))
+	// Read only: the huge page of zeros, which counts as nobody's.
+	at = get(2048, rw, private, -1, 0)
+	call(unix.SYS_MADVISE, at, 2048*page, unix.MADV_HUGEPAGE)
+	do(peek(at, make([]byte, 2048*page)))
 	at = get(4, rw, private, -1, 0)
 	call(unix.SYS_MLOCK, at, 4*page)
 	at = get(64, rw, private, -1, 0)
