@@ -45,7 +45,11 @@ func Thaw(st *State, o ThawOptions) error {
 // calls are set back first, while nothing can run; then the freezer lets go;
 // then the ptrace stops end, by detaching or by the caller's death.
 func (h *Held) Release(keepFrozen bool) error {
-	return h.letGo(keepFrozen)
+	if err := h.letGo(keepFrozen); err != nil || !keepFrozen {
+		return err
+	}
+	// A task that is let go of runs the last few steps into its freezer by itself.
+	return h.st.AwaitFrozen(0)
 }
 
 func (h *Held) letGo(keepFrozen bool) error {

@@ -38,7 +38,8 @@ func TestActions(t *testing.T) {
 		if got := p.Actions.V[sig-1]; got != own {
 			t.Errorf("signal %d: %+v, its own sigaction says %+v", sig, got, own)
 		}
-		if want := set[sig]; own.Handler != want.Handler || own.Mask != want.Mask {
+		// What was ignored where this test was started is not ours to judge.
+		if want, ours := set[sig]; ours && (own.Handler != want.Handler || own.Mask != want.Mask) {
 			t.Errorf("signal %d: sigaction says %+v, want %+v", sig, own, want)
 		}
 	}

@@ -140,6 +140,9 @@ func stopInvisibly(t *testing.T, h holder) {
 		waitAsleep(t, pid, tids[i], blockingCalls[i].nr())
 	}
 	for round := range 2 {
+		for i, c := range blockingCalls { // those that were rewound must be back in their calls
+			waitAsleep(t, pid, tids[i], c.nr())
+		}
 		h.freeze(t, pid)
 		if h.thawFirst {
 			threads, err := procfs.Threads(pid)
@@ -225,6 +228,10 @@ func waitAsleep(t *testing.T, pid, tid, nr int) {
 	k := &Task{Pid: pid, Tid: tid}
 	for deadline := time.Now().Add(stopTimeout); ; time.Sleep(time.Millisecond) {
 		if in, err := sleepsIn(k, nr); err == nil && in {
+			return
+		}
+		// A call that was interrupted before may go on through its restart block.
+		if in, err := sleepsIn(k, native(t).Sys.RestartSyscall); err == nil && in {
 			return
 		}
 		if time.Now().After(deadline) {
