@@ -143,6 +143,7 @@ func TestLockOfMapping(t *testing.T) {
 		}
 		var warnings []string
 		d.Warn = func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
+		d.MapsShared = true // as memory.Dump would find
 		if err := files.CheckLocks(d); err != nil {
 			t.Fatal(err)
 		}

@@ -26,6 +26,9 @@ type Dumper struct {
 	External  []string   // names that the user declared external (--external)
 	Warn      func(format string, args ...any)
 
+	// MapsShared says that some process maps a file shared, which keeps the open file, and its locks, without a descriptor.
+	MapsShared bool
+
 	records  []record
 	links    []record
 	bulk     []Bulk
