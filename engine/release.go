@@ -76,6 +76,7 @@ const sleepTime = 10 * time.Second
 // the kernel itself goes on with it to the exact end.
 func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
 	var sleepers []*thread
+	var calls []*tracee.Call
 	var who []*tracee.Task
 	var batches []*tracee.Batch
 	for _, p := range rs.procs {
@@ -89,7 +90,7 @@ func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
 				return fmt.Errorf("reading the clock: %w", err)
 			}
 			b := rs.arena.NewBatch()
-			r.Issue(b, now.Nano())
+			calls = append(calls, r.Issue(b, now.Nano()))
 			sleepers, who, batches = append(sleepers, t), append(who, t.task), append(batches, b)
 		}
 	}
@@ -101,32 +102,17 @@ func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
 		return fmt.Errorf("putting threads back to sleep: %w", err)
 	}
 	for i, t := range sleepers {
-		if classes[i] != arch.RestartBlock {
-			// What it waits for is there already: the call, made again from its start, will find it too.
-			if err := rs.rewind(t); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// rewind makes a thread issue its interrupted call again.
-func (rs *restoration) rewind(t *thread) error {
-	regs := t.regset(arch.NTPRStatus)
-	nr, in := rs.arch.SyscallNr(regs)
-	if !in || nr == rs.arch.Sys.RestartSyscall {
-		// Its number is gone. Its kind tells it, and its arguments are in their registers still.
-		switch t.state.Signals.Restart.Kind {
-		case signals.RestartPoll:
-			nr = rs.arch.Sys.Poll
-		case signals.RestartFutex:
-			nr = rs.arch.Sys.Futex
+		switch regs := t.regset(arch.NTPRStatus); classes[i] {
+		case arch.RestartBlock:
+		case arch.RestartNone:
+			// It is over: its time is up, or what it waited for is there already. What it returned is what the
+			// program's own call returns.
+			rs.arch.SetResult(regs, calls[i].Result())
+			rs.arch.ClearSyscall(regs)
 		default:
-			return object.BadImagef("thread %d: a sleep that did not sleep", t.state.TID)
+			return fmt.Errorf("thread %d: its call shows %s instead of a restart block", t.state.TID, classes[i])
 		}
 	}
-	rs.arch.RewindSyscall(regs, nr)
 	return nil
 }
 

@@ -80,17 +80,17 @@ func dumpRestart(t *object.Thread, a *arch.Arch) (Restart, error) {
 
 // Issue adds the call that goes on with the wait for the time that was left; monotonic is the present CLOCK_MONOTONIC in
 // ns. The program's own memory and arguments stay as they are: the time is in the batch's.
-func (r *Restart) Issue(b *tracee.Batch, monotonic int64) {
+func (r *Restart) Issue(b *tracee.Batch, monotonic int64) *tracee.Call {
 	n := b.Sys()
 	switch r.Kind {
 	case RestartNanosleep:
-		b.Call(n.ClockNanosleep, r.Clock, 0, timespec(nil, r.Left), r.Remain)
+		return b.Call(n.ClockNanosleep, r.Clock, 0, timespec(nil, r.Left), r.Remain)
 	case RestartPoll:
 		ms := int64(-1)
 		if !r.Endless {
 			ms = min((r.Left+1e6-1)/1e6, 1<<31-1)
 		}
-		b.Call(n.Poll, r.Addr, r.Count, ms)
+		return b.Call(n.Poll, r.Addr, r.Count, ms)
 	case RestartFutex:
 		// FUTEX_WAIT_BITSET for all: it alone takes a bitset, and its time is absolute.
 		const waitBitset, private, realtime = 9, 128, 256
@@ -102,8 +102,9 @@ func (r *Restart) Issue(b *tracee.Batch, monotonic int64) {
 			op |= realtime
 			end = r.Expires
 		}
-		b.Call(n.Futex, r.Addr, op, r.Val, timespec(nil, end), 0, r.Bitset)
+		return b.Call(n.Futex, r.Addr, op, r.Val, timespec(nil, end), 0, r.Bitset)
 	}
+	return nil
 }
 
 // Check refuses what cannot be of a thread with these registers.
