@@ -30,12 +30,13 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 
 # The same whoever runs it. What cannot run here is skipped and listed; with
 # CI=1 a skip that .ci/may-skip does not name is a failure.
+# One package after the other (-p 1): tests freeze, kill and time real processes, and a busy machine is another machine.
 test: packages ## all tests
 	$(GO) vet ./...
-	$(GO) test -json -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip)
+	$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip)
 
 skips: ## the tests that are skipped on this machine, and why
-	-$(GO) test -json -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
+	-$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
 
 vet:
 	$(GO) vet ./...
