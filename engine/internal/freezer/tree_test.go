@@ -32,8 +32,8 @@ func states(t *testing.T, sid int) map[int]byte {
 	return out
 }
 
-// TestForker freezes a tree that forks as fast as it can, thaws it and freezes it again: nothing may escape. By signals it
-// may not succeed in time; then the tasks are named and the tree runs on.
+// TestForker freezes a tree that forks as fast as it can, thaws it and freezes it again: nothing may escape. Only
+// version 2 stops what is born meanwhile by itself; the other ways may not succeed in time, and then the tree runs on.
 func TestForker(t *testing.T) {
 	for _, way := range allWays {
 		t.Run(string(way), func(t *testing.T) {
@@ -42,7 +42,7 @@ func TestForker(t *testing.T) {
 			for range 3 {
 				st, err := Freeze(Options{Roots: []int{g.pid}, Way: way, Timeout: 4 * time.Second})
 				var late *TimeoutError
-				if way == WaySigstop && errors.As(err, &late) && len(late.Tasks) > 0 {
+				if way != WayV2 && errors.As(err, &late) {
 					for pid, s := range states(t, g.pid) {
 						if s == 'T' || s == 't' {
 							t.Errorf("process %d is in state %c after a freeze that failed", pid, s)
