@@ -127,8 +127,16 @@ int main(int argc, char **argv)
 	MUST(sigaction(SIGALRM, &sa, NULL));
 	struct itimerval it = { { 0, 10000 }, { 0, 10000 } };
 	MUST(setitimer(ITIMER_REAL, &it, NULL));
-	if (kid)
+	/* ready is who has made all that it makes, and that includes the child */
+	for (int i = 0; i < N; i++)
+		while (!beats[i])
+			fx_pause_ms(2);
+	if (kid) {
+		fx_await_up(1);
 		fx_ready();
+	} else {
+		fx_up();
+	}
 	/* DIR/beat says how far everybody is: the harness sees that all go on after each kill */
 	while (!fx_exists("check")) {
 		uint64_t least = UINT64_MAX;
