@@ -110,7 +110,10 @@ int main(int argc, char **argv)
 	char *cleared = MUST(mmap(NULL, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
 	memset(cleared + P, 0, P); /* a zero page that differs from its file */
 	close(fd);
-	char *down = MUST(mmap(NULL, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0));
+	/* it grows only where the guard gap below it, 1 MiB, is free: make room, or chance decides */
+	char *room = MUST(mmap(NULL, 64 * MB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	MUST(munmap(room, 64 * MB));
+	char *down = MUST(mmap(room + 32 * MB, 4 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED_NOREPLACE, -1, 0));
 	fx_fill(down, 4 * P, 12);
 	fx_fill(data_dirty + P, P, 13);
 	fx_fill(bss_sparse + 32 * P, P, 14);
