@@ -54,7 +54,7 @@ func (s *State) awaitStopped(deadline time.Time) error {
 		running := 0
 		for i := range s.Tasks {
 			t := &s.Tasks[i]
-			if t.Before == BeforeZombie {
+			if t.Before == BeforeZombie || t.Before == BeforeFrozen { // dead, or in a freezer of somebody else
 				continue
 			}
 			stopped, err := standsStopped(t)
