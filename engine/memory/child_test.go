@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,8 +21,8 @@ import (
 )
 
 // childVariable holds what TestMain does instead of tests when this program is started as a child: a directory in which
-// zoo may make files; "strange DIR": mappings that are refused; "fill N", "zero N": N MiB of memory; "userfault": memory
-// registered with userfaultfd.
+// zoo may make files; "strange DIR": mappings that are refused; "fill N", "zero N": N MiB of memory; "fork N": the same, and a
+// child that has all of it too; "userfault": memory registered with userfaultfd.
 const childVariable = "CRPIPE_MEMORY_CHILD"
 
 func TestMain(m *testing.M) {
@@ -42,6 +43,10 @@ func child(how string) error {
 		err = fillChild(n, 1)
 	} else if _, e := fmt.Sscanf(how, "zero %d", &n); e == nil {
 		err = fillChild(n, 0)
+	} else if _, e := fmt.Sscanf(how, "fork %d", &n); e == nil {
+		if err = fillChild(n, 1); err == nil {
+			err = forkChild()
+		}
 	} else if how == "userfault" {
 		err = userfault()
 	} else if dir, ok := strings.CutPrefix(how, "strange "); ok {
@@ -118,6 +123,27 @@ func fillChild(mib int, content byte) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// forkChild makes a child that does nothing but hold on to the memory that it has from its parent, and prints its pid.
+func forkChild() error {
+	runtime.LockOSThread() // it dies with the thread that made it
+	parent := os.Getpid()
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("forking: %w", errno)
+	}
+	if pid == 0 {
+		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
+		for {
+			if now, _, _ := syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); int(now) != parent {
+				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+			}
+			syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+		}
+	}
+	fmt.Println(pid)
 	return nil
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -30,6 +29,7 @@ type mmDump struct {
 	tid     int
 	objects map[objectKey]mapped // by what maps says
 	current *procfs.SmapsVMA     // the mapping that is being looked at
+	memory  *sys.FD              // /proc/PID/mem, opened when first wanted
 }
 
 // objectKey is what /proc/PID/maps says of a mapped object.
@@ -46,6 +46,7 @@ func Dump(d *object.Dumper, p *object.Process) error {
 		return nil
 	}
 	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}}
+	defer func() { _ = m.memory.Close() }() // only read from
 	as, ok := p.View.MM.Get()
 	if !ok {
 		return m.unknown("the address space")
@@ -63,6 +64,18 @@ func Dump(d *object.Dumper, p *object.Process) error {
 	}
 	p.MM = ref
 	return nil
+}
+
+// mem returns a descriptor of /proc/PID/mem, by which reading changes nothing (shared.go).
+func (m *mmDump) mem() (*sys.FD, error) {
+	if m.memory == nil {
+		fd, err := sys.Open(procfs.Path(m.tid, "mem"), unix.O_RDONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		m.memory = fd
+	}
+	return m.memory, nil
 }
 
 func (m *mmDump) unknown(what string) error {
@@ -214,8 +227,12 @@ func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
 			return stream.Ref{}, fmt.Errorf("reading the vdso: it has %d bytes", size)
 		}
 		image := make([]byte, size)
-		if err := sys.Read(m.tid, arch.Addr(areas[i].Start), image); err != nil {
-			return stream.Ref{}, fmt.Errorf("reading the vdso: %w", err)
+		mem, err := m.mem()
+		if err != nil {
+			return stream.Ref{}, err
+		}
+		if n, err := readAt(mem, image, areas[i].Start); err != nil || n < len(image) {
+			return stream.Ref{}, fmt.Errorf("reading the vdso: %d bytes of %d: %w", n, len(image), errors.Join(err, unix.EFAULT))
 		}
 		return m.d.Once(vdsoKey(image), func() (stream.Ref, error) { return m.d.Add(TypeVDSO, &VDSO{Image: image}), nil })
 	}

@@ -180,12 +180,16 @@ func (m *mmDump) buildID(v *procfs.SmapsVMA) []byte {
 	if v.Prot&procfs.ProtRead == 0 {
 		return nil
 	}
-	return bytes.Clone(buildID(remoteReader{m.tid, v}))
+	mem, err := m.mem()
+	if err != nil {
+		return nil
+	}
+	return bytes.Clone(buildID(remoteReader{mem, v}))
 }
 
 // remoteReader reads a mapping as the file that it shows.
 type remoteReader struct {
-	tid int
+	mem *sys.FD // /proc/PID/mem: see shared.go
 	v   *procfs.SmapsVMA
 }
 
@@ -195,12 +199,11 @@ func (r remoteReader) ReadAt(b []byte, off int64) (int, error) {
 		return 0, unix.EFAULT
 	}
 	n := min(uint64(len(b)), r.v.Size()-uint64(off))
-	at := sys.RemoteRange{Addr: r.v.Start + addr(off), Len: int(n)}
-	got, err := sys.ProcessVMReadv(r.tid, [][]byte{b[:n]}, []sys.RemoteRange{at})
+	got, err := readAt(r.mem, b[:n], uint64(r.v.Start)+uint64(off))
 	if err == nil && got < len(b) {
 		err = unix.EFAULT
 	}
-	return max(got, 0), err
+	return got, err
 }
 
 // writeFile writes the contents of a file, holes aside.

@@ -37,6 +37,8 @@ type part struct {
 	zeros bool
 	// readable: process_vm_readv may read it. Else /proc/PID/mem does, which forces its way (FOLL_FORCE).
 	readable bool
+	// alone: no page of it is in another address space too, so that none has to be read with care (shared.go).
+	alone bool
 }
 
 // segment is a run of pages in a buffer.
@@ -181,9 +183,10 @@ func (c *contents) produce(free, full chan *buffer) {
 // reader walks the pages of an address space.
 type reader struct {
 	*contents
-	b    *buffer
-	emit func() error // takes the buffer and leaves an empty one
-	mem  *sys.FD
+	b       *buffer
+	emit    func() error // takes the buffer and leaves an empty one
+	mem     *sys.FD
+	entries []byte // of pagemap
 }
 
 // all reads all pages and emits them.
@@ -236,7 +239,7 @@ func (r *reader) run() error {
 			}
 			for j := i; j < len(r.parts) && r.parts[j].start < region.End; j++ {
 				p := &r.parts[j]
-				if err := r.add(p, max(p.start, region.Start), min(p.end, region.End)); err != nil {
+				if err := r.split(pagemap, p, max(p.start, region.Start), min(p.end, region.End)); err != nil {
 					return err
 				}
 			}
@@ -268,8 +271,8 @@ func scan(pagemap *sys.FD, args *sys.PagemapScanArgs, out []sys.PageRegion) (int
 	return n, end, err
 }
 
-// add names pages in buffers, whole ones of which it flushes.
-func (r *reader) add(p *part, start, end arch.Addr) error {
+// add names pages in buffers, whole ones of which it flushes. Those that are forced are read through /proc/PID/mem.
+func (r *reader) add(p *part, start, end arch.Addr, forced bool) error {
 	for start < end {
 		if r.b.used == maxPages || len(r.b.segs) == sys.MaxIovec {
 			if err := r.flush(); err != nil {
@@ -277,7 +280,7 @@ func (r *reader) add(p *part, start, end arch.Addr) error {
 			}
 		}
 		n := int(min(uint64(end-start), uint64(maxPages-r.b.used)))
-		r.b.segs = append(r.b.segs, segment{addr: uint64(start), offset: r.b.used, length: n, zeros: p.zeros, forced: !p.readable})
+		r.b.segs = append(r.b.segs, segment{addr: uint64(start), offset: r.b.used, length: n, zeros: p.zeros, forced: forced})
 		r.b.used += n
 		start += arch.Addr(n)
 	}

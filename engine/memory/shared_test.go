@@ -1,0 +1,118 @@
+package memory
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/internal/procfs"
+	"crpipe/stream"
+)
+
+// startForked starts a process with that much memory and a child that has it too, and stops both.
+func startForked(t testing.TB, mib int) (parent, kid int) {
+	t.Helper()
+	parent, said := startSaying(t, "fork "+strconv.Itoa(mib))
+	if len(said) != 1 {
+		t.Fatalf("the child says %q", said)
+	}
+	kid, err := strconv.Atoi(said[0])
+	if err != nil || kid <= 0 {
+		t.Fatalf("the child says %q", said)
+	}
+	if err := unix.Kill(kid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if st, err := procfs.ReadStat(kid); err == nil && st.State == 'T' {
+			return parent, kid
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("the child's child does not stop")
+	return 0, 0
+}
+
+// pagemapFile is the bit of pages of a file; those a dump may bring in, by reading build ids.
+const pagemapFile = 1 << 61
+
+// frames returns the page table entries of the anonymous pages of a process's private mappings.
+func frames(t testing.TB, pid int) map[arch.Addr]uint64 {
+	t.Helper()
+	maps, err := procfs.ReadMaps(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(procfs.Path(pid, "pagemap"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	out := map[arch.Addr]uint64{}
+	for _, v := range maps {
+		if v.Prot&procfs.ProtShared != 0 || v.Size() > 1<<30 || v.Path == "[vsyscall]" {
+			continue
+		}
+		b := make([]byte, v.Size()/page*8)
+		if _, err := f.ReadAt(b, int64(v.Start/page*8)); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(b); i += 8 {
+			if e := binary.NativeEndian.Uint64(b[i:]); e&(pagemapPresent|pagemapFile) == pagemapPresent {
+				out[v.Start+arch.Addr(i/8*page)] = e
+			}
+		}
+	}
+	return out
+}
+
+// TestNothingUnshared: what parent and child share since the fork they still share after a dump of both.
+func TestNothingUnshared(t *testing.T) {
+	needRoot(t)
+	parent, kid := startForked(t, 3)
+	pids := []int{parent, kid}
+	var before []map[arch.Addr]uint64
+	for _, pid := range pids {
+		before = append(before, frames(t, pid))
+	}
+	shared := 0
+	const frame = 1<<55 - 1
+	for at, e := range before[0] {
+		if e&frame != 0 && before[1][at]&frame == e&frame {
+			shared++
+		}
+	}
+	if shared < 3<<8 {
+		t.Fatalf("only %d pages are shared beforehand", shared)
+	}
+	d := newDumper(t)
+	for _, pid := range pids {
+		if err := Dump(d, process(t, pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	w, err := stream.NewWriter(&out, stream.Header{Content: stream.ContentImage, Arch: d.Arch.Name, PageSize: os.Getpagesize()})
+	if err := errors.Join(err, d.Refusals(), d.WriteRecords(w), d.WriteBulk(w), w.End()); err != nil {
+		t.Fatal(err)
+	}
+	for i, pid := range pids {
+		wrong := 0
+		after := frames(t, pid)
+		for at, e := range before[i] {
+			if after[at] != e {
+				wrong++
+			}
+		}
+		if wrong > 0 || len(after) != len(before[i]) {
+			t.Errorf("process %d of 2: %d of its %d pages are not what they were, and it has %d pages now", i+1, wrong, len(before[i]), len(after))
+		}
+	}
+}
