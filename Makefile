@@ -8,6 +8,7 @@ VERSION     ?=
 TESTFLAGS   ?=
 PACKAGES    ?= ./...
 FUZZTIME    ?= 30s
+FAILED      ?=
 BENCHFLAGS  ?=
 GOLANGCI    ?= github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -33,7 +34,7 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 # One package after the other (-p 1): tests freeze, kill and time real processes, and a busy machine is another machine.
 test: packages ## all tests
 	$(GO) vet ./...
-	$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip)
+	$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
 
 skips: ## the tests that are skipped on this machine, and why
 	-$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only

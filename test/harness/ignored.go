@@ -38,7 +38,7 @@ var ignoredZombie = map[string]string{
 	"rsslim": "a limit of the dead",
 }
 
-// Not compared either: the former name of a deleted file (who shares the file is), inode numbers of /proc (made when it is looked at), and the
+// Not compared either: /proc/PID/arch_status (its one line on x86 is the time since the task last used AVX-512: history), the former name of a deleted file (who shares the file is), inode numbers of /proc (made when it is looked at), and the
 // number of the scheduler's autogroup.
 
 var ignoredFdinfo = map[string]string{

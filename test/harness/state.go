@@ -23,7 +23,7 @@ var statNames = strings.Fields(`state ppid pgrp session tty_nr tpgid flags minfl
 
 // taskFiles are read whole, for every thread; processFiles for the process.
 var (
-	taskFiles    = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "children", "arch_status", "setgroups"}
+	taskFiles    = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "children", "setgroups"}
 	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits"}
 	links        = []string{"cwd", "root", "exe"}
 )

@@ -5,9 +5,13 @@
 // line of the file is a regular expression for PACKAGE.TEST, then a reason;
 // lines beginning with # and empty ones do not count.
 //
+// With -failed FILE the failed tests are written there, one "PACKAGE PATTERN"
+// a line, to be run again by go test -run PATTERN PACKAGE. PATTERN is "." where
+// a package failed as a whole (it did not build, or never ended).
+//
 // Usage:
 //
-//	go test -json ./... | go run ./tools/skips [-only] [-may-skip FILE]
+//	go test -json ./... | go run ./tools/skips [-only] [-may-skip FILE] [-failed FILE]
 package main
 
 import (
@@ -19,6 +23,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -42,13 +47,17 @@ type result struct {
 	started map[string]bool
 	ended   map[string]bool
 	failed  bool
+	again   map[string][]string // failed tests by package; "" is the package's own failure
+	running map[string]int      // tests that have begun and not ended, by package
+	cut     map[string]bool     // packages whose tests were cut short by a panic or the like
 }
 
 func main() {
 	only := flag.Bool("only", false, "print only the skipped tests")
 	maySkip := flag.String("may-skip", "", "file of tests that may be skipped; any other skip is a failure")
+	failed := flag.String("failed", "", "file for the failed tests, to be run again")
 	flag.Parse()
-	ok, err := run(os.Stdin, os.Stdout, *only, *maySkip)
+	ok, err := run(os.Stdin, os.Stdout, *only, *maySkip, *failed)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "skips: %v\n", err)
 	}
@@ -57,7 +66,7 @@ func main() {
 	}
 }
 
-func run(in io.Reader, out io.Writer, only bool, maySkip string) (bool, error) {
+func run(in io.Reader, out io.Writer, only bool, maySkip, failed string) (bool, error) {
 	var allowed []*regexp.Regexp
 	if maySkip != "" {
 		var err error
@@ -65,7 +74,7 @@ func run(in io.Reader, out io.Writer, only bool, maySkip string) (bool, error) {
 			return false, err
 		}
 	}
-	r := &result{output: map[string]*strings.Builder{}, started: map[string]bool{}, ended: map[string]bool{}}
+	r := &result{output: map[string]*strings.Builder{}, started: map[string]bool{}, ended: map[string]bool{}, again: map[string][]string{}, running: map[string]int{}, cut: map[string]bool{}}
 	progress := out
 	if only {
 		progress = io.Discard
@@ -77,6 +86,11 @@ func run(in io.Reader, out io.Writer, only bool, maySkip string) (bool, error) {
 		if !r.ended[pkg] {
 			r.failed = true
 			fmt.Fprintf(out, "%s: its tests never ended\n", pkg)
+		}
+	}
+	if failed != "" {
+		if err := os.WriteFile(failed, []byte(r.rerun()), 0o644); err != nil {
+			return false, err
 		}
 	}
 	if len(r.started) == 0 {
@@ -130,7 +144,12 @@ func (r *result) take(e event, out io.Writer) {
 		r.failed = true
 	case "start":
 		r.started[e.Package] = true
+	case "run":
+		r.running[e.Package]++
 	case "output":
+		if cutShort.MatchString(e.Output) {
+			r.cut[e.Package] = true
+		}
 		if e.Test == "" && isClosing(e.Output) {
 			r.closing = append(r.closing, e.Output)
 			return
@@ -148,10 +167,13 @@ func (r *result) take(e event, out io.Writer) {
 		if e.Test == "" {
 			r.started[e.Package], r.ended[e.Package] = true, true
 			fmt.Fprintf(out, "%s %s\n", e.Action, e.Package)
+		} else {
+			r.running[e.Package]--
 		}
 		switch e.Action {
 		case "fail":
 			r.failed = true
+			r.again[e.Package] = append(r.again[e.Package], e.Test)
 			fmt.Fprint(out, text)
 		case "skip":
 			if e.Test != "" {
@@ -159,6 +181,51 @@ func (r *result) take(e event, out io.Writer) {
 			}
 		}
 	}
+}
+
+// cutShort is what a test binary says when it ends before all of its tests have.
+var cutShort = regexp.MustCompile(`^(panic|fatal error|SIG[A-Z]+|signal): `)
+
+// rerun names what to run again. A package's own failure comes last, after those of its tests; a test's after those of its
+// subtests.
+func (r *result) rerun() string {
+	var lines []string
+	for pkg, tests := range r.again {
+		if r.cut[pkg] || r.running[pkg] > 0 || !r.ended[pkg] { // what came behind never ran
+			lines = append(lines, pkg+" .")
+			continue
+		}
+		whole := true
+		for _, test := range tests {
+			if test == "" {
+				continue
+			}
+			whole = false
+			if slices.ContainsFunc(tests, func(other string) bool { return strings.HasPrefix(other, test+"/") }) {
+				continue
+			}
+			lines = append(lines, pkg+" "+pattern(test))
+		}
+		if whole {
+			lines = append(lines, pkg+" .")
+		}
+	}
+	for pkg := range r.started {
+		if !r.ended[pkg] {
+			lines = append(lines, pkg+" .")
+		}
+	}
+	sort.Strings(lines)
+	return strings.Join(append(slices.Compact(lines), ""), "\n")
+}
+
+// pattern is what -run takes for exactly one test: an anchored expression for each part of its name.
+func pattern(test string) string {
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	return strings.Join(parts, "/")
 }
 
 var closing = regexp.MustCompile(`^(ok  |FAIL|---|\?   )\t`)

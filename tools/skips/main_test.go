@@ -54,7 +54,7 @@ func TestRun(t *testing.T) {
 			path = allow(test.allow)
 		}
 		var out strings.Builder
-		ok, err := run(strings.NewReader(test.in), &out, false, path)
+		ok, err := run(strings.NewReader(test.in), &out, false, path, "")
 		if err != nil || ok != test.ok {
 			t.Errorf("%s: %v, %v\n%s", test.name, ok, err, out.String())
 		}
@@ -67,10 +67,43 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %q in\n%s", test.name, test.not, out.String())
 		}
 	}
-	if ok, err := run(strings.NewReader(""), &strings.Builder{}, false, ""); ok || err == nil {
+	if ok, err := run(strings.NewReader(""), &strings.Builder{}, false, "", ""); ok || err == nil {
 		t.Error("an empty run passed")
 	}
-	if _, err := run(strings.NewReader(stream), &strings.Builder{}, false, allow("p.TestA\n")); err == nil {
+	if _, err := run(strings.NewReader(stream), &strings.Builder{}, false, allow("p.TestA\n"), ""); err == nil {
 		t.Error("an allowance without a reason was taken")
+	}
+}
+
+func TestFailed(t *testing.T) {
+	const run1, fail = `{"Action":"run","Package":"p","Test":"%"}` + "\n", `{"Action":"fail","Package":"p","Test":"%"}` + "\n"
+	begin, end := `{"Action":"start","Package":"p"}`+"\n", `{"Action":"fail","Package":"p"}`+"\n"
+	test := func(names ...string) string {
+		s := ""
+		for _, n := range names {
+			s += strings.Replace(run1, "%", n, 1)
+		}
+		for _, n := range names {
+			s += strings.Replace(fail, "%", n, 1)
+		}
+		return s
+	}
+	for _, c := range []struct{ name, in, want string }{
+		{"nothing", stream, ""},
+		{"a test", begin + test("TestA") + end, "p ^TestA$\n"},
+		{"a subtest, not its parents", begin + test("TestA/x.y/z", "TestA/x.y", "TestA", "TestAB") + end, "p ^TestA$/^x\\.y$/^z$\np ^TestAB$\n"},
+		{"the package itself", begin + end, "p .\n"},
+		{"never ended", begin + test("TestA"), "p .\n"},
+		{"cut short by a panic", begin + test("TestA") + `{"Action":"output","Package":"p","Test":"TestA","Output":"panic: x\n"}` + "\n" + end, "p .\n"},
+		{"with a test that did not end", begin + test("TestA") + strings.Replace(run1, "%", "TestB", 1) + end, "p .\n"},
+	} {
+		path := filepath.Join(t.TempDir(), "failed")
+		if _, err := run(strings.NewReader(c.in), &strings.Builder{}, false, "", path); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil || string(got) != c.want {
+			t.Errorf("%s: %q, %v; want %q", c.name, got, err, c.want)
+		}
 	}
 }
