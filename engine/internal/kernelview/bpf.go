@@ -28,6 +28,7 @@ type bpfView struct {
 
 	cpuMaskSize int                     // bytes of a mask of CPUs that is allocated by itself
 	baseClocks  map[uint64]Maybe[int32] // clock of an hrtimer base, by its address
+	components  [64]component           // of the registers of the FPU, by feature
 	speculation bool                    // tasks can be given speculation controls on this machine
 }
 
@@ -50,6 +51,7 @@ func openBPF(o Options) (*bpfView, error) {
 		clocks:     readClocks(),
 		ids:        make(map[uint64]ID),
 		baseClocks: make(map[uint64]Maybe[int32]),
+		components: components(),
 	}
 	if err := v.learn(o, base); err != nil {
 		_ = v.Close() // the first failure is what matters

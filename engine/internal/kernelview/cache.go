@@ -20,7 +20,8 @@ import (
 // The cache file holds a layout:
 //
 //	magic    8 bytes "crkview\n"
-//	key     32 bytes SHA-256 of format, architecture, build id and what is wanted
+//	key     32 bytes SHA-256 of format, architecture, build id, processor and
+//	        what is wanted
 //	fields   counted by what is wanted: kind, bit, bits (1 byte each), offset,
 //	         size, count, element (4 bytes each)
 //	symbols  known (1 byte), offset (8 bytes)
@@ -46,7 +47,7 @@ func sumOf(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Cas
 // cacheKey names everything a cached layout depends on.
 func cacheKey(buildID []byte) [cacheKeySize]byte {
 	h := sha256.New()
-	fmt.Fprintf(h, "%d %s %x\n", cacheFormat, runtime.GOARCH, buildID)
+	fmt.Fprintf(h, "%d %s %x %x\n", cacheFormat, runtime.GOARCH, buildID, processor())
 	for _, p := range fieldPaths {
 		fmt.Fprintln(h, p)
 	}

@@ -26,6 +26,7 @@ func (v *bpfView) calibrate() (complete bool) {
 		(*calibration).task, (*calibration).space, (*calibration).mdwe,
 		(*calibration).mdweNoInherit, (*calibration).onFault, (*calibration).speculation,
 		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas,
+		(*calibration).registers, (*calibration).queues,
 	} {
 		err := withHelper(func(h *helper) error { return part(&calibration{v, h}) })
 		if err != nil && !errors.Is(err, errNoField) && !errors.Is(err, errNoHelper) {

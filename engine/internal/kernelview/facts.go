@@ -34,6 +34,14 @@ const (
 	factFutexShared                    // restart_block.futex.flags
 	factFutexRealtime                  //
 	factPacket                         // pipe_buffer.flags: PIPE_BUF_FLAG_PACKET
+	factStackTop                       // end of struct pt_regs from task_struct.stack on
+	factFPSize                         // fpstate.size of a thread that uses nothing unusual
+	factXState                         // bytes of NT_X86_XSTATE
+	factXFeatures                      // its software-reserved word: the features that the kernel has enabled
+	factXVerified                      // the features whose registers were found to be read right
+	factMXCSRMask                      // of the initial state
+	factQueues                         // queues of signals and masks are read right (1)
+	factRseqLen                        // length of a registration where the task does not keep it; 0: it does
 	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
@@ -47,6 +55,7 @@ var factNames = nameFacts([firstVMCode]string{
 	"lock future", "lock on fault",
 	"membarrier global", "membarrier private", "membarrier sync", "membarrier rseq",
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
+	"stack top", "fpstate", "xstate", "xfeatures", "xfeatures verified", "mxcsr mask", "signal queues", "rseq length",
 })
 
 // nameFacts adds the names of the facts that are codes of mappings.

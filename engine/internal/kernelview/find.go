@@ -169,6 +169,11 @@ func (v *bpfView) pidsOf(tids []int) ([]uint64, error) {
 // particular order and possibly twice, with what it has read: valid until fn
 // returns, and fn must not read more.
 func (v *bpfView) eachTask(tids []int, fn func(i int, b []byte)) error {
+	return v.eachTaskAt(tids, func(i int, _ uint64, b []byte) { fn(i, b) })
+}
+
+// eachTaskAt is eachTask with the address of the task_struct.
+func (v *bpfView) eachTaskAt(tids []int, fn func(i int, addr uint64, b []byte)) error {
 	missing, err := v.findTasks(tids, fn)
 	if err == nil && len(missing) > 0 {
 		// The tree may have been rebuilt under the walk by somebody else's fork. What
@@ -184,7 +189,7 @@ func (v *bpfView) eachTask(tids []int, fn func(i int, b []byte)) error {
 	return nil
 }
 
-func (v *bpfView) findTasks(tids []int, fn func(i int, b []byte)) (missing []int, err error) {
+func (v *bpfView) findTasks(tids []int, fn func(i int, addr uint64, b []byte)) (missing []int, err error) {
 	pids, err := v.pidsOf(tids)
 	if err != nil {
 		return nil, err
@@ -203,7 +208,7 @@ func (v *bpfView) findTasks(tids []int, fn func(i int, b []byte)) (missing []int
 			missing = append(missing, tids[i])
 			return
 		}
-		fn(i, b)
+		fn(i, addrs[i], b)
 	})
 	return missing, err
 }

@@ -13,6 +13,7 @@ import (
 // mayMiss are the fields that some kernel from 6.1 to 6.18 lacks, each of which
 // the code has another source for or tells as unknown.
 var mayMiss = []string{
+	"task_struct.thread.fpu.fpstate", "fpu.fpstate",
 	"file.f_count",                           // until 6.12
 	"file.f_ref.refcnt",                      // since 6.13
 	"task_struct.rseq_len",                   // since 6.3
