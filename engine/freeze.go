@@ -33,7 +33,10 @@ func Freeze(o FreezeOptions) (*Ticket, error) {
 		Journal: o.Guard.journal(cureThaw),
 	})
 	if err != nil {
-		return nil, freezeError(errors.Join(err, o.Guard.Clear()))
+		if !errors.Is(err, freezer.ErrNotUndone) { // otherwise the guard tries once more
+			err = errors.Join(err, o.Guard.Clear())
+		}
+		return nil, freezeError(err)
 	}
 	return newTicket(st), nil
 }
@@ -93,19 +96,20 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	if !ticket.Frozen() {
 		return nil, errors.New("the ticket's tree is not frozen: freeze it with cr-freeze first")
 	}
-	err := o.Guard.journal(cure)(&ticket.state)
-	if err == nil {
-		h.tracer = tracee.NewTracer()
-		h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn})
-	}
+	h.tracer = tracee.NewTracer()
+	var err error
+	// The guard is told of a ticket's tree only once it is known to be frozen, and ours.
+	h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn, Locked: o.Guard.journal(cure)})
 	if err != nil {
-		if h.tracer != nil {
-			h.tracer.Close()
-		}
+		h.tracer.Close()
+		var undo error
 		if h.fresh {
-			err = errors.Join(err, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: warn}))
+			undo = freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: warn})
 		}
-		return nil, freezeError(errors.Join(err, o.Guard.Clear()))
+		if undo == nil { // otherwise the guard tries once more
+			undo = o.Guard.Clear()
+		}
+		return nil, freezeError(errors.Join(err, undo))
 	}
 	return h, nil
 }

@@ -24,12 +24,12 @@ func Thaw(t *Ticket, o ThawOptions) error {
 	}
 	// The guard is told only once it is known that the tree is ours to thaw: another's dump must not be cured away.
 	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: o.Guard.journal(cure)}
-	err := act(&t.state, opts)
-	if err != nil {
+	if err := act(&t.state, opts); err != nil {
+		// What was begun, if anything, stays written down: the guard tries once more.
 		if errors.Is(err, freezer.ErrStale) {
 			err = &hinted{err, "the tree may have been thawed, killed or restored since: freeze it again"}
 		}
-		return freezeError(errors.Join(err, o.Guard.Clear()))
+		return freezeError(err)
 	}
 	return o.Guard.Clear()
 }

@@ -24,8 +24,9 @@ type dump struct {
 }
 
 func main() {
-	command := &dump{}
-	cli.Main("cr-dump", "Writes the image of a process tree and leaves the tree as it found it.", command, cli.Guarded(engine.Guard, &command.guardian))
+	engine.RunGuard()
+	command := &dump{guardian: engine.StartGuard()}
+	cli.Main("cr-dump", "Writes the image of a process tree and leaves the tree as it found it.", command)
 }
 
 func (c *dump) Run(app *cli.App) error {

@@ -15,7 +15,7 @@ type filter struct {
 }
 
 func main() {
-	cli.Main("cr-filter", "Lists, checks, converts and rewrites the streams of crpipe.", &filter{}, nil)
+	cli.Main("cr-filter", "Lists, checks, converts and rewrites the streams of crpipe.", &filter{})
 }
 
 // streams are the flags that every verb has.

@@ -20,8 +20,9 @@ type freeze struct {
 }
 
 func main() {
-	command := &freeze{}
-	cli.Main("cr-freeze", "Stops process trees and writes a ticket that says what it stopped.", command, cli.Guarded(engine.Guard, &command.guardian))
+	engine.RunGuard()
+	command := &freeze{guardian: engine.StartGuard()}
+	cli.Main("cr-freeze", "Stops process trees and writes a ticket that says what it stopped.", command)
 }
 
 func (c *freeze) Run(app *cli.App) error {

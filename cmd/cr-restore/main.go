@@ -25,7 +25,7 @@ type restore struct {
 }
 
 func main() {
-	cli.Main("cr-restore", "Makes the processes of an image and writes a ticket that says what it made.", &restore{}, nil)
+	cli.Main("cr-restore", "Makes the processes of an image and writes a ticket that says what it made.", &restore{})
 }
 
 func (c *restore) Run(app *cli.App) error {

@@ -14,8 +14,9 @@ type thaw struct {
 }
 
 func main() {
-	command := &thaw{}
-	cli.Main("cr-thaw", "Lets the processes that a ticket names go on as they were before the freeze.", command, cli.Guarded(engine.Guard, &command.guardian))
+	engine.RunGuard()
+	command := &thaw{guardian: engine.StartGuard()}
+	cli.Main("cr-thaw", "Lets the processes that a ticket names go on as they were before the freeze.", command)
 }
 
 func (c *thaw) Run(app *cli.App) error {

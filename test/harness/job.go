@@ -333,7 +333,7 @@ func (j *Job) cleanup() {
 	t := j.T
 	left := j.Tasks()
 	var commands []int
-	if !eventually(2*time.Second, func() bool { commands = marked(j.cmdMark); return len(commands) == 0 }) && !t.Failed() {
+	if !eventually(Patience, func() bool { commands = marked(j.cmdMark); return len(commands) == 0 }) && !t.Failed() {
 		t.Errorf("%s: commands still running: %v", j.Name, commands)
 	}
 	for range 50 {

@@ -190,6 +190,10 @@ func eventually(limit time.Duration, ok func() bool) bool {
 	}
 }
 
+// Patience is how long something may take that takes no time: on a busy machine a move between cgroups, which nothing can
+// interrupt, has taken a minute.
+const Patience = 3 * time.Minute
+
 // Kill sends a signal to exactly one process.
 func Kill(pid int, sig syscall.Signal) error {
 	if pid <= 1 {

@@ -37,7 +37,7 @@ func (j *Job) Sh(script string, env ...string) Result {
 	}, env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Cancel = func() error {
-		// The shell leads a group; its commands are in it. cr-dump's worker is not, and cures the target when its front dies.
+		// The shell leads a group; its commands are in it. Their guards are not, and cure the target when they die.
 		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	}
 	var out, errs bytes.Buffer

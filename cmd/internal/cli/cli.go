@@ -52,39 +52,18 @@ type Common struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
-// Guard runs the work of a command in a process that another one watches over,
-// and returns the exit status (engine.Guard). The context that it gives to the
-// work ends when the other process is gone.
-type Guard func(work func(ctx context.Context) int) int
-
-// Guarded makes a Guard of engine.Guard, whose work also gets a guardian, and
-// keeps that where the command finds it. (This package must not import engine.)
-func Guarded[G any](guard func(work func(context.Context, G) int) int, keep *G) Guard {
-	return func(work func(context.Context) int) int {
-		return guard(func(ctx context.Context, guardian G) int {
-			*keep = guardian
-			return work(ctx)
-		})
-	}
-}
-
 // Main parses the arguments of the process, runs the command and ends the
-// process. The description is one sentence for --help. The guard may be nil.
-func Main(name, description string, command any, guard Guard) {
+// process. The description is one sentence for --help.
+func Main(name, description string, command any) {
 	parsed, status := parse(name, description, command, os.Args[1:])
 	if parsed == nil {
 		os.Exit(status)
 	}
-	if guard == nil {
-		guard = func(work func(context.Context) int) int { return work(context.Background()) }
+	status, signal := run(context.Background(), name, parsed)
+	if signal != nil {
+		dieOf(signal) // returns only where signals cannot be raised
 	}
-	os.Exit(guard(func(ctx context.Context) int {
-		status, signal := run(ctx, name, parsed)
-		if signal != nil {
-			dieOf(signal) // returns only where signals cannot be raised
-		}
-		return status
-	}))
+	os.Exit(status)
 }
 
 // parse returns nil and the exit status if there is nothing to run.

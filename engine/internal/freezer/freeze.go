@@ -84,12 +84,15 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	if err != nil {
 		// Whatever was stopped goes on as if nothing had been.
 		if undo := Thaw(f.st, ThawOptions{Partial: true}); undo != nil {
-			err = fmt.Errorf("%w (and undoing it: %w)", err, undo)
+			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
 		}
 		return nil, err
 	}
 	if f.st.At, err = sys.Now(); err != nil {
-		return nil, errors.Join(err, Thaw(f.st, ThawOptions{Partial: true}))
+		if undo := Thaw(f.st, ThawOptions{Partial: true}); undo != nil {
+			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
+		}
+		return nil, err
 	}
 	return f.st, nil
 }

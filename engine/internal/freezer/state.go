@@ -101,6 +101,8 @@ var (
 	// ErrVfork is matched when a task cannot be stopped because it waits in
 	// vfork for its child, which lasts moments.
 	ErrVfork = errors.New("waits in vfork for its child: it cannot be stopped")
+	// ErrNotUndone is matched when a freeze failed and so did undoing it.
+	ErrNotUndone = errors.New("and undoing it")
 	// ErrUnusable is matched when a way cannot be used here; another may.
 	ErrUnusable = errors.New("this freezer cannot be used")
 )

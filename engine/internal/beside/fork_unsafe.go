@@ -1,0 +1,162 @@
+package beside
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// cloneArgs is struct clone_args of clone3(2), first version.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+}
+
+// life is everything that a forked process uses. It is made before the fork, in memory that does not move.
+type life struct {
+	clone  cloneArgs
+	pidfd  int32 // of the child, out
+	mask   uint64
+	before uint64 // the signal mask of the forking thread
+
+	keep [2]uintptr // descriptors, ascending, above 2
+	name [16]byte   // what ps shows
+
+	// of a guard
+	command unix.PollFd // pidfd of the process that it watches
+	word    *uint64     // shared: 0 while there is nothing to undo
+	record  uintptr
+	path    *byte
+	argv    **byte
+	envp    **byte
+	retry   unix.Timespec
+
+	// of a mover
+	isMover  bool
+	procs    uintptr     // cgroup.procs of the cgroup that it is in
+	control  unix.PollFd // the pipe by which it is told for how long to go on
+	interval unix.Timespec
+	zero     [1]byte
+	told     [1]byte
+}
+
+const (
+	sigBlock   = 0 // SIG_BLOCK, and below SIG_SETMASK; the generic values, not those of alpha, mips, parisc
+	sigSetmask = 2
+	maskSize   = 8
+)
+
+// fork starts the process. The child never returns from it.
+//
+// All signals stay blocked in the child, for the handlers that it has are Go's; SIGKILL ends it. It must not be
+// preempted and its stack must not grow between the fork and the end, so everything it calls is nosplit, which the
+// linker checks.
+//
+//go:noinline
+//go:norace
+//go:nosplit
+func fork(l *life) (pid uintptr, errno syscall.Errno) {
+	l.mask = ^uint64(0)
+	_, _, errno = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, sigBlock, uintptr(unsafe.Pointer(&l.mask)), uintptr(unsafe.Pointer(&l.before)), maskSize, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&l.clone)), unsafe.Sizeof(l.clone), 0)
+	if errno == 0 && pid == 0 {
+		live(l)
+	}
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, sigSetmask, uintptr(unsafe.Pointer(&l.before)), 0, maskSize, 0, 0)
+	return pid, errno
+}
+
+// live is the child.
+//
+//go:norace
+//go:nosplit
+func live(l *life) {
+	// A session of its own: no signal of the terminal's reaches it.
+	_, _, _ = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&l.name)), 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 0, 1, 0)
+	from := uintptr(3)
+	for i := range l.keep {
+		if l.keep[i] > from {
+			_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, from, l.keep[i]-1, 0)
+		}
+		from = l.keep[i] + 1
+	}
+	_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, from, uintptr(^uint32(0)), 0)
+	if l.isMover {
+		move(l)
+	}
+	watch(l)
+}
+
+// watch waits for the command's end, and executes the program if something is left to undo.
+//
+//go:norace
+//go:nosplit
+func watch(l *life) {
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.command)), 1, 0, 0, 0, 0)
+		if errno == 0 && n == 1 {
+			break
+		}
+	}
+	for *l.word != 0 {
+		_, _, _ = syscall.RawSyscall(unix.SYS_FCNTL, l.record, unix.F_SETFD, 0) // not close-on-exec
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(l.path)), uintptr(unsafe.Pointer(l.argv)), uintptr(unsafe.Pointer(l.envp)))
+		// Out of memory, or the like: a tree stands still, so it is tried for as long as it takes.
+		_, _, _ = syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, uintptr(unsafe.Pointer(&l.retry)), 0, 0, 0)
+	}
+	for {
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// move moves itself to where it is, again and again, for as long as it is told to.
+//
+//go:norace
+//go:nosplit
+func move(l *life) {
+	on := true
+	for {
+		var timeout unsafe.Pointer // for ever
+		if on {
+			_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, l.procs, uintptr(unsafe.Pointer(&l.zero)), 1)
+			timeout = unsafe.Pointer(&l.interval)
+		}
+		l.control.Revents = 0
+		// ppoll(2) itself leaves the timeout alone, but the system call writes the time left back.
+		l.interval = unix.Timespec{Nsec: moveInterval}
+		n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.control)), 1, uintptr(timeout), 0, 0, 0)
+		if errno != 0 || n == 0 {
+			continue
+		}
+		n, _, errno = syscall.RawSyscall(unix.SYS_READ, uintptr(l.control.Fd), uintptr(unsafe.Pointer(&l.told)), 1)
+		if errno != 0 || n == 0 { // the command has ended, or wants no more
+			break
+		}
+		on = l.told[0] != 0
+	}
+	for {
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// pointers makes a terminated array of C strings.
+func pointers(list []string) (**byte, error) {
+	out := make([]*byte, len(list)+1)
+	for i, s := range list {
+		p, err := unix.BytePtrFromString(s)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = p
+	}
+	return &out[0], nil
+}
+
+func wordOf(page []byte) *uint64 { return (*uint64)(unsafe.Pointer(&page[0])) }
+
+func addressOf(p *int32) uint64 { return uint64(uintptr(unsafe.Pointer(p))) }
