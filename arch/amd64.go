@@ -37,6 +37,7 @@ var amd64 = &Arch{
 
 	SyscallInsn: []byte{0x0f, 0x05},
 	Routine:     amd64Routine,
+	Visit:       amd64Visit,
 	Stub:        amd64Stub,
 	VDSO: VDSO{
 		Parts:     []string{"[vvar]", "[vvar_vclock]", "[vdso]"},

@@ -94,6 +94,8 @@ type Arch struct {
 	SyscallInsn []byte
 	// Routine is what executes batches in a task; nil where Run is not nil.
 	Routine *Routine
+	// Visit is the code by which a task that is not ours executes system calls; nil where there is none.
+	Visit *VisitCode
 	// Stub returns the tiny static executable that a restore starts; nil where Run is not nil.
 	Stub func() Stub
 	// VDSO tells how this architecture's vdso is laid out.

@@ -166,6 +166,11 @@ func TestRoutineCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	visit, err := os.ReadFile("amd64_visit.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src = append(src, visit...)
 	as, err := exec.LookPath("as")
 	if err != nil || runtime.GOARCH != "amd64" {
 		t.Skip("needs amd64's as(1)")
@@ -174,7 +179,7 @@ func TestRoutineCode(t *testing.T) {
 	for _, part := range []struct {
 		name string
 		code []byte
-	}{{"amd64RoutineCode", amd64RoutineCode}, {"amd64StubCode", amd64StubCode}} {
+	}{{"amd64RoutineCode", amd64RoutineCode}, {"amd64StubCode", amd64StubCode}, {"amd64VisitCode", amd64VisitCode}} {
 		_, text, ok := bytes.Cut(src, []byte("var "+part.name+" = []byte{\n"))
 		if !ok {
 			t.Fatalf("%s is not in the source", part.name)

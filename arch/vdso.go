@@ -94,3 +94,30 @@ func vdsoSymbols(image []byte) (map[string]vdsoSymbol, error) {
 	}
 	return m, nil
 }
+
+// elfEnd returns where the last part of an ELF file ends.
+func elfEnd(image []byte) (int, error) {
+	f, err := elf.NewFile(bytes.NewReader(image))
+	if err != nil {
+		return 0, err
+	}
+	end := uint64(0)
+	for _, p := range f.Progs {
+		end = max(end, p.Off+p.Filesz)
+	}
+	for _, s := range f.Sections {
+		if s.Type != elf.SHT_NOBITS {
+			end = max(end, s.Offset+s.FileSize)
+		}
+	}
+	// debug/elf does not tell where the table of sections is: e_shoff, and e_shentsize times e_shnum, of a 64-bit file.
+	const shoff, shentsize, shnum = 40, 58, 60
+	if f.Class == elf.ELFCLASS64 && len(image) >= 64 {
+		o := f.ByteOrder
+		end = max(end, o.Uint64(image[shoff:])+uint64(o.Uint16(image[shentsize:]))*uint64(o.Uint16(image[shnum:])))
+	}
+	if end > uint64(len(image)) {
+		return 0, errors.New("it is longer than its mapping")
+	}
+	return int(end), nil
+}

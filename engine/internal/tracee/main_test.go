@@ -57,6 +57,14 @@ func helper(t *testing.T, name string) (*exec.Cmd, string, *bufio.Reader) {
 // compiled builds a C program, starts it and waits for its first line.
 func compiled(t *testing.T, source string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
+	cmd := compiledCommand(t, source)
+	_, out := start(t, cmd)
+	return cmd, out
+}
+
+// compiledCommand builds a C program.
+func compiledCommand(t *testing.T, source string) *exec.Cmd {
+	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip("needs gcc: ", err)
@@ -67,9 +75,7 @@ func compiled(t *testing.T, source string) (*exec.Cmd, *bufio.Reader) {
 	if msg, err := cc.CombinedOutput(); err != nil {
 		t.Fatalf("gcc: %v\n%s", err, msg)
 	}
-	cmd := exec.Command(bin)
-	_, out := start(t, cmd)
-	return cmd, out
+	return exec.Command(bin)
 }
 
 // start starts a program in its own session and reads its first line.
