@@ -34,6 +34,7 @@ type DumpOptions struct {
 	External []string      // names of objects outside of the tree that a restore will be given
 	DryRun   bool          // look and refuse, but write nothing
 	Plan     io.Writer     // with DryRun: what would be dumped, one object a line
+	Source   string        // of what only the kernel knows: "bpf", "classical"; empty: the best there is
 	Progress func(Progress)
 	Warn     func(string)
 
@@ -60,7 +61,7 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	if err != nil {
 		return &object.Lacking{What: err.Error()}
 	}
-	view, err := kernelview.Open(kernelview.Options{}) // what takes time is done before the freeze
+	view, err := kernelview.Open(kernelview.Options{Source: o.Source}) // what takes time is done before the freeze
 	if err != nil {
 		return err
 	}
@@ -104,6 +105,9 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		}
 	}()
 	view.SetNow(held.State().At)
+	if v, ok := view.(kernelview.NeedsRemote); ok {
+		v.SetRemote(&remote{held: held, arch: a})
+	}
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	report(o.Progress, "looking", 0)

@@ -36,6 +36,7 @@ type thread struct {
 	stopped  bool // in a ptrace stop: it can be asked and detached
 	dead     bool
 	sig      unix.Signal // to be given at the detach
+	job      unix.Signal // the signal of the job control stop that it is in; 0: none
 }
 
 // HoldOptions are the options of Hold.
@@ -394,6 +395,9 @@ func (h *Held) awaitStop(t *thread, deadline time.Time) error {
 			return nil
 		case status.EventStop():
 			t.stopped = true
+			if status.GroupStop() {
+				t.job = status.Signal()
+			}
 			return nil
 		}
 		// A signal came first. It is delivered as it would have been, and the

@@ -50,3 +50,16 @@ func (h *Held) ProcessOf(tid int) int {
 	}
 	return 0
 }
+
+// StopSignal returns the signal of the job control stop that a process was found in, 0 for none.
+func (h *Held) StopSignal(pid int) int32 {
+	if h.Before(pid) != BeforeStopped {
+		return 0 // a freeze by SIGSTOP looks the same
+	}
+	for _, t := range h.threads {
+		if t.pid == pid && t.job != 0 {
+			return int32(t.job)
+		}
+	}
+	return 0
+}

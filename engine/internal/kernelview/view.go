@@ -9,7 +9,8 @@
 //
 // The BPF source reads the kernel's own memory and runs not one instruction in
 // the tasks it looks at. It needs CAP_BPF, CAP_PERFMON and CAP_SYSLOG (root has
-// them), a kernel with BTF, and no lockdown=confidentiality.
+// them), a kernel with BTF, and no lockdown=confidentiality. The classical one
+// asks from outside, and has the tasks execute system calls (Remote).
 //
 // Everything is a snapshot: the tasks must be stopped (frozen, job-stopped or
 // in ptrace-stop) while a View looks at them and must not have run in between,
@@ -22,6 +23,7 @@ package kernelview
 
 import (
 	"errors"
+	"fmt"
 
 	"crpipe/engine/internal/sys"
 )
@@ -115,7 +117,16 @@ type Options struct {
 
 	// NoCache neither reads nor writes a cache.
 	NoCache bool
+
+	// Source is SourceBPF or SourceClassical; empty: the best that there is.
+	Source string
 }
+
+// The sources.
+const (
+	SourceBPF       = "bpf"
+	SourceClassical = "classical"
+)
 
 // MissingError says what this machine or this user lacks for a source. It is
 // an exit status 5 of a command that cannot go on without.
@@ -144,13 +155,30 @@ func (e *MissingError) ExitCode() int { return 5 }
 // Hint is what the user can do about it.
 func (e *MissingError) Hint() string { return e.Fix }
 
-// Open opens the best View there is: the BPF source, or a *MissingError that
-// says what it lacks. Call it before freezing anything: the first time on a
-// kernel it takes some tenths of a second, later a few milliseconds.
+// Open opens a View: the BPF source, or the classical one where that cannot be had or when it is asked for. A *MissingError says what a
+// source lacks. Call it before freezing anything: the first time on a kernel it takes some tenths of a second, later a few
+// milliseconds.
 func Open(o Options) (View, error) {
-	v, err := openBPF(o)
+	switch o.Source {
+	case "", SourceBPF, SourceClassical:
+	default:
+		return nil, fmt.Errorf("no source of the kernel view is called %q", o.Source)
+	}
+	var failed error
+	if o.Source != SourceClassical {
+		v, err := openBPF(o)
+		if err == nil {
+			return v, nil
+		}
+		var missing *MissingError
+		if o.Source == SourceBPF || !errors.As(err, &missing) {
+			return nil, err
+		}
+		failed = err
+	}
+	v, err := openClassical()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(failed, err)
 	}
 	return v, nil
 }

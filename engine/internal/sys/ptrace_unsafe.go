@@ -163,3 +163,31 @@ func Getcpu() (int, error) {
 	}
 	return int(cpu), nil
 }
+
+// SyscallDispatch is struct ptrace_sud_config: what PR_SET_SYSCALL_USER_DISPATCH has set. Mode 0: off.
+type SyscallDispatch struct {
+	Mode                  uint64
+	Selector, Offset, Len uint64
+}
+
+// PtraceGetSyscallUserDispatch returns a thread's system call user dispatch (PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+// Linux 6.4; EIO or EINVAL before).
+func PtraceGetSyscallUserDispatch(tid int) (SyscallDispatch, error) {
+	const request = 0x4211
+	var c SyscallDispatch
+	_, err := ptracePtr(request, tid, unsafe.Sizeof(c), unsafe.Pointer(&c))
+	return c, err
+}
+
+// UserDesc is struct user_desc of x86 (asm/ldt.h); Bits are its bit-fields in their order from bit 0.
+type UserDesc struct {
+	Entry, Base, Limit, Bits uint32
+}
+
+// PtraceGetThreadArea returns one of the segments of set_thread_area(2) (PTRACE_GET_THREAD_AREA, x86).
+func PtraceGetThreadArea(tid, entry int) (UserDesc, error) {
+	const request = 25
+	var d UserDesc
+	_, err := ptracePtr(request, tid, uintptr(entry), unsafe.Pointer(&d))
+	return d, err
+}
