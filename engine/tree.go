@@ -179,7 +179,10 @@ func viewTree(d *object.Dumper, held *treeHold) error {
 			// A freeze by SIGSTOP looks the same, so the freezer says who was stopped before it came.
 			if stopped, ok := p.View.Stopped.Get(); ok && stopped && held.Before(p.PID) == freezer.BeforeStopped {
 				p.Job.StopSignal, _ = p.Leader().View.State.StopSignal.Get()
-				unwaited, _ := p.View.StopUnwaited.Get()
+				unwaited, known := p.View.StopUnwaited.Get()
+				if !known {
+					d.Warn("pid %d (%s): whether its parent has been told that it is stopped cannot be known: it is taken to have been", p.PID, p.Comm())
+				}
 				p.Job.Unwaited = unwaited != 0
 			}
 		}
