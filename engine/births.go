@@ -37,6 +37,9 @@ func (rs *restoration) spawn() error {
 	if rs.stub, err = rs.tracer.Spawn(rs.arena, rs.base); err != nil {
 		return fmt.Errorf("starting the first task: %w", err)
 	}
+	if err := rs.suspendSeccomp(); err != nil {
+		return err
+	}
 	if rs.home != nil {
 		// The /proc that the tree mounts is of its own pid namespace; the tracer needs that of its own.
 		if err := rs.tracer.Do(func() error { return unix.Setns(rs.home.Int(), unix.CLONE_NEWNS) }); err != nil {
@@ -288,45 +291,6 @@ func (rs *restoration) dismissGhosts() error {
 		if err := rs.tracer.RunOne(rs.taskOf(x.Reaper), b); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// makeThreads has every leader make its other threads.
-func (rs *restoration) makeThreads() error {
-	var who []*tracee.Task
-	var batches []*tracee.Batch
-	var calls []*tracee.Call
-	var made []*thread
-	for _, p := range rs.procs {
-		if p.state.Zombie {
-			continue
-		}
-		p.threads[0].task = p.task
-		if len(p.threads) == 1 {
-			continue
-		}
-		b := rs.arena.NewBatch()
-		for _, t := range p.threads[1:] {
-			passSlack(b, t)
-			const flags = unix.CLONE_THREAD | unix.CLONE_SIGHAND | unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SYSVSEM
-			tid := int(t.state.TID)
-			if rs.ownPIDs {
-				tid = 0
-			}
-			calls = append(calls, b.Clone(sys.CloneArgs{Flags: flags}, []int32{t.state.TID}, tid).Note("thread %d", t.state.TID))
-			made = append(made, t)
-		}
-		who, batches = append(who, p.task), append(batches, b)
-	}
-	if len(batches) == 0 {
-		return nil
-	}
-	if err := rs.tracer.Run(who, batches); err != nil {
-		return rs.explainTaken(err)
-	}
-	for i, t := range made {
-		t.task = calls[i].Child()
 	}
 	return nil
 }

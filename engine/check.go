@@ -27,6 +27,9 @@ func (rs *restoration) checkProcess(p *process) error {
 	if len(p.threads) == 0 {
 		return object.BadImagef("it has no thread")
 	}
+	if _, err := rs.seccomp(p); err != nil {
+		return err
+	}
 	if _, err := object.State[files.TableState](rs.plan, p.state.Files); err != nil {
 		return err
 	}
@@ -73,6 +76,9 @@ func (rs *restoration) checkPages(rec *stream.Record) error {
 
 // checkHost refuses what this cr-restore could not give to the tree's threads, before anything is made.
 func (rs *restoration) checkHost() error {
+	if err := rs.checkOwnSeccomp(); err != nil {
+		return err
+	}
 	var missing uint64
 	for _, p := range rs.procs {
 		for _, t := range p.threads {

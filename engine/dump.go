@@ -249,6 +249,9 @@ func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online [
 	if s.Sched, err = tasks.DumpScheduling(t, online); err != nil {
 		return err
 	}
+	if err := tasks.DumpSeccomp(d, t, s); err != nil {
+		return err
+	}
 	s.Prctls = tasks.DumpPrctls(d, t)
 	if err := tasks.DumpPointers(d, t, s); err != nil {
 		return err

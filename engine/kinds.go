@@ -46,6 +46,7 @@ func otherKinds() []object.Kind {
 		events.EpollLink,
 		signals.SighandKind,
 		tasks.ProcessKind,
+		tasks.FilterKind,
 		tasks.ThreadKind,
 	}, memory.Kinds()...)
 }

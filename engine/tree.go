@@ -73,6 +73,8 @@ func readProcess(pid int) (*object.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The leader comes first, also where numbers have wrapped around and a later thread has a lower one.
+	sort.SliceStable(tids, func(i, j int) bool { return tids[i] == pid && tids[j] != pid })
 	for _, tid := range tids {
 		t := &object.Thread{Process: p, TID: tid, Status: p.Status, Stat: p.Stat}
 		if tid != pid {

@@ -64,7 +64,6 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 	if i := slices.IndexFunc(t.Process.Threads, noSlack); i >= 0 && t.Process.Threads[i] == t {
 		d.Warn("pid %d (%s): threads whose default timer slack is 0, because a real-time thread made them, will get that of cr-restore", t.Process.PID, t.Process.Comm())
 	}
-	l.refuse(t.Status.Seccomp != 0, "has seccomp mode %d", t.Status.Seccomp)
 	l.refuse(look(l, v.SyscallDispatch, "system call dispatch").On, "has system call user dispatch on")
 	l.refuse(look(l, v.Mempolicy, "memory policy").Set, "has a NUMA memory policy")
 	if s, known := v.Speculation.Get(); known {

@@ -22,6 +22,9 @@ type Thread struct {
 	RseqLen    uint32 `msgpack:"rseq_len,omitempty"`
 	RseqSig    uint32 `msgpack:"rseq_sig,omitempty"`
 
+	Seccomp       []stream.Ref `msgpack:"seccomp,omitempty"`        // its filters, oldest first
+	SeccompStrict bool         `msgpack:"seccomp_strict,omitempty"` // SECCOMP_MODE_STRICT
+
 	Creds  Credentials `msgpack:"creds"`
 	Sched  Scheduling  `msgpack:"sched"`
 	Prctls Prctls      `msgpack:"prctl"`
@@ -41,6 +44,9 @@ const maxRegset = 32 << 10
 
 // Check refuses what is no thread of architecture a.
 func (s *Thread) Check(a *arch.Arch) error {
+	if s.SeccompStrict && len(s.Seccomp) > 0 {
+		return object.BadImagef("seccomp filters in strict mode")
+	}
 	if len(s.Comm) > commLen {
 		return object.BadImagef("a name of %d bytes", len(s.Comm))
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // taskLinks is where a task leads to for what is not in itself.
-type taskLinks struct{ signal, cred, ioc, policy, undo, cpus uint64 }
+type taskLinks struct{ signal, cred, ioc, policy, undo, cpus, filter uint64 }
 
 // related is what the tasks of one call lead to, read all at once.
 type related struct {
@@ -35,6 +35,13 @@ func (v *bpfView) Threads(tids []int) ([]Thread, error) {
 		v.relate(&threads[i], &links[i], r)
 	}
 	if err := v.cpuRestarts(threads, links); err != nil {
+		return nil, err
+	}
+	filters := make([]uint64, len(links))
+	for i := range links {
+		filters[i] = links[i].filter
+	}
+	if err := v.seccomp(threads, filters); err != nil {
 		return nil, err
 	}
 	return threads, nil
@@ -99,6 +106,7 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	links.policy, _ = l.uint(b, fTMempolicy)
 	links.undo, _ = l.uint(b, fTUndoList)
 	links.cpus, _ = l.uint(b, fTUserCPUs)
+	links.filter, _ = l.uint(b, fTSeccompFilter)
 
 	t.MM = v.idOf(b, fTMM)
 	t.Files = v.idOf(b, fTFiles)

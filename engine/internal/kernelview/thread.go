@@ -54,7 +54,8 @@ type Thread struct {
 	IOFlusher         Maybe[bool] // PR_GET_IO_FLUSHER
 	SeccompMode       Maybe[int32]
 	SeccompFilters    Maybe[int32]
-	TSCFaults         Maybe[bool] // PR_TSC_SIGSEGV is in force
+	Seccomp           Maybe[[]SeccompFilter] // oldest first
+	TSCFaults         Maybe[bool]            // PR_TSC_SIGSEGV is in force
 	Speculation       Maybe[Speculation]
 	SyscallDispatch   Maybe[SyscallDispatch]
 	Mempolicy         Maybe[Mempolicy]

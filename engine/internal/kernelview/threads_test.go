@@ -3,6 +3,8 @@
 package kernelview
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -186,6 +188,20 @@ func TestSeccomp(t *testing.T) {
 		same(t, "seccomp filters", got.SeccompFilters, 1)
 		if s := procStatus(t, c.pid(), "Seccomp_filters"); s != "1" {
 			t.Errorf("/proc says %s filters", s)
+		}
+		if f, ok := got.Seccomp.Get(); !ok || len(f) != 1 || f[0].Log || f[0].Listener || !bytes.Equal(f[0].Code, binary.NativeEndian.AppendUint64(nil, 0x7fff0000_00000006)) {
+			t.Errorf("filters %+v", got.Seccomp)
+		}
+		// A second one, logged, is behind the first, which stays the same object.
+		c.must(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_LOG, program)
+		first := got.Seccomp.V[0].ID
+		if f := oneThread(t, v, c.pid()).Seccomp.V; len(f) != 2 || f[0].ID != first || f[1].ID == first || !f[1].Log {
+			t.Errorf("filters %+v after a second one", f)
+		}
+		const listener = 8 // SECCOMP_FILTER_FLAG_NEW_LISTENER
+		c.must(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, listener, program)
+		if f := oneThread(t, v, c.pid()).Seccomp.V; len(f) != 3 || !f[2].Listener {
+			t.Errorf("filters %+v after one with a listener", f)
 		}
 	})
 	t.Run("strict", func(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 const (
 	PtraceOExitKill     = unix.PTRACE_O_EXITKILL
 	PtraceOTraceSysGood = unix.PTRACE_O_TRACESYSGOOD
+
+	PtraceOSuspendSeccomp = unix.PTRACE_O_SUSPEND_SECCOMP
 )
 
 // WaitStatus is a status word of wait4(2).

@@ -44,6 +44,14 @@ func (t *Tracer) Spawn(a *Arena, base arch.Addr) (*Task, error) {
 	return task, err
 }
 
+// SuspendSeccomp switches the seccomp filters off in a stopped task that Spawn has made, and in those that it makes, until they
+// are let go. It needs CAP_SYS_ADMIN in the initial user namespace, and a caller without filters.
+func (t *Tracer) SuspendSeccomp(k *Task) error {
+	return t.Do(func() error {
+		return sys.PtraceSetOptions(k.Tid, sys.PtraceOExitKill|sys.PtraceOTraceSysGood|sys.PtraceOSuspendSeccomp)
+	})
+}
+
 func (t *Tracer) spawn(a *Arena, base arch.Addr) (*Task, error) {
 	if uint64(base)%uint64(a.arch.PageSize) != 0 || base == 0 {
 		return nil, fmt.Errorf("an arena at %v: %w", base, unix.EINVAL)
