@@ -33,7 +33,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	args := []string{"build", "-o", dir + "/"}
+	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
 	if testing.CoverMode() != "" {
 		args = append(args, "-cover", "-coverpkg=crpipe/...")
 	}

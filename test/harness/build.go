@@ -58,7 +58,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(run, "bin")
-	args := []string{"build", "-trimpath", "-o", dir + "/"}
+	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
 	if os.Getenv("GOCOVERDIR") != "" {
 		args = append(args, "-cover", "-coverpkg=crpipe/...")
 	}
