@@ -81,6 +81,9 @@ func (rs *restoration) makeProcesses() error {
 			return err
 		}
 	}
+	if rs.bank != nil {
+		return nil // the stub is needed until everybody has its memory
+	}
 	// The stub has done its work.
 	b := rs.arena.NewBatch()
 	b.Call(b.Sys().ExitGroup, 0)
@@ -112,6 +115,7 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 			bear(rs.forest.Roots)
 		} else {
 			task = made[creator]
+			rs.prune(b, creator)
 			if creator.Depth == 0 && len(rs.mounts) > 0 {
 				namespaces.ProcCalls(b, b.Sys().Mount, rs.mounts)
 			}

@@ -65,7 +65,7 @@ func (rs *restoration) checkPages(rec *stream.Record) error {
 	if err := rec.Decode(&m); err != nil {
 		return err
 	}
-	if rs.spaces[m.Of] != nil {
+	if rs.spaces[m.Of] != nil || rs.bank != nil && rs.bank.Ref == m.Of {
 		return nil
 	}
 	if _, err := object.State[memory.Shm](rs.plan, m.Of); err != nil {

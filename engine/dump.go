@@ -163,6 +163,9 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 			}
 		}
 	}
+	if err := memory.Share(d); err != nil {
+		return err
+	}
 	if err := files.CheckLocks(d); err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func schemas() map[stream.Type]any {
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
 	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "inode", "inode.memfd"}
-	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "process", "thread", "link.epoll",
+	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle []stream.Type
 	for t := range schemas() {
@@ -131,7 +131,7 @@ type example struct {
 var classOf = map[string]string{
 	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
 	"file": "file", "pipe": "pipe", "inode": "inode", "cwd": "file", "root": "file",
-	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm",
+	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow",
 }
 
 func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Value) {
@@ -197,7 +197,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"ns.pid", "ns.mount", "mm.areas", "thread", "link.epoll", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"ns.pid", "ns.mount", "mm.areas", "cow.ranges", "thread", "link.epoll", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -307,6 +307,7 @@ var witness = map[stream.Type]string{
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"seccomp": "seccomp.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
+	"cow": "cow.c", "cow.ranges": "cow.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",

@@ -46,6 +46,8 @@ type restoration struct {
 	r      *object.Restorer
 	arch   *arch.Arch
 	spaces map[stream.Ref]*memory.Space
+	bank   *memory.Bank // pages that processes inherit, nil for none
+	needs  map[*tasks.Birth]memory.Needs
 
 	tracer *tracee.Tracer
 	arena  *tracee.Arena
@@ -209,6 +211,9 @@ func (rs *restoration) planMemory() error {
 		return err
 	}
 	rs.spaces = spaces
+	if rs.bank, err = memory.NewBank(rs.plan, spaces); err != nil {
+		return err
+	}
 	if !rs.o.DryRun {
 		if err := memory.CheckHost(spaces, rs.arch); err != nil {
 			return err
@@ -269,7 +274,8 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	report(rs.o.Progress, "making tasks", 0)
-	if err := rs.makeTree(ctx); err != nil {
+	first, err := rs.makeTree(ctx, reader, first)
+	if err != nil {
 		return err
 	}
 	if err := rs.joinGroups(); err != nil {
@@ -298,26 +304,40 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 }
 
 // makeTree makes all processes. A number may still be held by a session of which only zombies are left; then it starts over
-// until they are gone.
-func (rs *restoration) makeTree(ctx context.Context) error {
+// until they are gone. It reads what the first task is filled with, and returns the record behind that.
+func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, first *stream.Record) (*stream.Record, error) {
 	for deadline := time.Now().Add(zombieTime); ; {
-		if err := rs.spawn(); err != nil {
-			return err
+		if rs.stub == nil {
+			if err := rs.spawn(); err != nil {
+				return nil, err
+			}
+			if rs.bank != nil {
+				var err error
+				if first, err = rs.fillBank(reader, first); err != nil {
+					return nil, err
+				}
+			}
 		}
 		err := rs.makeProcesses()
 		var taken *PIDTakenError
 		if !errors.As(err, &taken) || !taken.zombie || rs.home != nil || time.Now().After(deadline) {
-			return err
+			return first, err
 		}
-		if err := rs.tracer.KillAll(); err != nil {
-			return err
+		if rs.bank != nil { // what it holds has been read and will not come again
+			if err := rs.tracer.KillAllBut(rs.stub); err != nil {
+				return nil, err
+			}
+		} else {
+			if err := rs.tracer.KillAll(); err != nil {
+				return nil, err
+			}
+			if err := rs.arena.Close(); err != nil {
+				return nil, err
+			}
+			rs.arena, rs.stub = nil, nil
 		}
-		if err := rs.arena.Close(); err != nil {
-			return err
-		}
-		rs.arena = nil
 		if err := pause(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 }
@@ -361,6 +381,9 @@ func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, fille
 				return err
 			}
 		}
+	}
+	if err := rs.closeBank(filler); err != nil {
+		return err
 	}
 	reader.SetBuffers(filler.Buffer)
 	for err := error(nil); ; rec, err = reader.Next() {

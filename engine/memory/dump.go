@@ -118,7 +118,8 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 		m.d.AddPlain(TypeAreas, &Areas{MM: ref, Areas: areas[:n]})
 		areas = areas[n:]
 	}
-	c := contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts, ahead: runtime.GOMAXPROCS(0) > 2}
+	c := &contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts, ahead: runtime.GOMAXPROCS(0) > 2}
+	m.p.Memory = c
 	m.d.AddBulk(ref, func(w *stream.Writer) error {
 		if err := c.write(w, ref); err != nil {
 			return m.p.Error("", err)
@@ -179,10 +180,17 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 		if v.Prot&procfs.ProtShared != 0 || area.Name != "" && area.Name != a.VDSO.Code && a.VDSO.IsPart(area.Name) {
 			continue
 		}
+		delta := uint64(0)
+		if !of.ref.IsZero() {
+			delta = area.Offset - uint64(v.Start)
+		}
 		parts = append(parts, part{
 			start: v.Start, end: v.End,
 			zeros:    !of.ref.IsZero() || area.Name == a.VDSO.Code,
 			readable: v.Prot&procfs.ProtRead != 0,
+			kernel:   area.Name == a.VDSO.Code,
+			of:       of.ref,
+			delta:    delta,
 		})
 	}
 	return areas, parts, nil

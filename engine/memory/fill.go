@@ -43,10 +43,11 @@ type Filler struct {
 
 // target is where pages go: the memory of a task, or shared memory.
 type target struct {
-	space *Space
-	tid   int
-	mem   *sys.FD // /proc/TID/mem, which writes where the mapping forbids it; opened when first wanted
-	shm   *shmHandle
+	space  *Space
+	ranges []Range // of a bank: what may be written
+	tid    int
+	mem    *sys.FD // /proc/TID/mem, which writes where the mapping forbids it; opened when first wanted
+	shm    *shmHandle
 }
 
 // job is one piece of a record, for one worker.
@@ -150,6 +151,9 @@ func (f *Filler) Put(rec *stream.Record) error {
 	var pieces []piece
 	if to.space != nil {
 		pieces, err = to.space.pieces(meta.Addr, uint64(len(data)))
+		if err == nil && to.ranges != nil && !declared(to.ranges, meta.Addr, uint64(len(data))) {
+			err = fmt.Errorf("pages at %#x, which nobody shares", meta.Addr)
+		}
 	} else {
 		err = to.shm.holds(meta.Addr, uint64(len(data)), f.r.Plan.Header.PageSize)
 	}

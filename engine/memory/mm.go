@@ -105,6 +105,8 @@ func Kinds() []object.Kind {
 		object.NewKind[VDSO](TypeVDSO, nil),
 		object.NewKind[MM](TypeMM, nil),
 		object.NewKind[Areas](TypeAreas, nil),
+		object.NewKind[Cow](TypeCow, nil),
+		object.NewKind[CowRanges](TypeCowRanges, nil),
 	}
 }
 

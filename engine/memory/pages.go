@@ -37,6 +37,10 @@ type part struct {
 	zeros bool
 	// readable: process_vm_readv may read it. Else /proc/PID/mem does, which forces its way (FOLL_FORCE).
 	readable bool
+	kernel   bool // the kernel's own code
+	// What it shows, and how far its offset there is from its address.
+	of    stream.Ref
+	delta uint64
 	// alone: no page of it is in another address space too, so that none has to be read with care (shared.go).
 	alone bool
 }

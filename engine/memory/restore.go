@@ -57,8 +57,7 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 	if s.MM.Dumpable == 2 {
 		r.Warn("a process that could dump core only for root (fs.suid_dumpable is 2) will not dump core")
 	}
-	b.Call(nr.Munmap, 0, keep[0]).Note("everything below the arena")
-	b.Call(nr.Munmap, keep[1], s.arch.TaskSize-keep[1]).Note("everything above the arena")
+	s.leave(b, keep)
 	for bit := uint32(1); bit <= s.MM.Membarrier; bit <<= 1 {
 		if s.MM.Membarrier&bit != 0 {
 			b.Call(nr.Membarrier, bit, 0, 0)
@@ -73,12 +72,14 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 		if v.part {
 			continue
 		}
-		fd, err := v.descriptor(r)
-		if err != nil {
-			return err
+		if _, kept := s.kept[i]; !kept {
+			fd, err := v.descriptor(r)
+			if err != nil {
+				return err
+			}
+			b.Call(nr.Mmap, v.start, v.size(), v.firstProt(), v.mapFlags(), fd, v.offset).
+				Expect(uint64(v.start)).Note("mapping %s%s", span(v.start, v.end), v.showing())
 		}
-		b.Call(nr.Mmap, v.start, v.size(), v.firstProt(), v.mapFlags(), fd, v.offset).
-			Expect(uint64(v.start)).Note("mapping %s%s", span(v.start, v.end), v.showing())
 		for _, advice := range v.advice(true) {
 			b.Call(nr.Madvise, v.start, v.size(), advice).Note("mapping %s", span(v.start, v.end))
 		}

@@ -40,9 +40,6 @@ func startForked(t testing.TB, mib int) (parent, kid int) {
 	return 0, 0
 }
 
-// pagemapFile is the bit of pages of a file; those a dump may bring in, by reading build ids.
-const pagemapFile = 1 << 61
-
 // frames returns the page table entries of the anonymous pages of a process's private mappings.
 func frames(t testing.TB, pid int) map[arch.Addr]uint64 {
 	t.Helper()

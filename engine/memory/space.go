@@ -21,6 +21,10 @@ type Space struct {
 	areas    []area
 	arch     *arch.Arch
 	pageSize int
+
+	cow  []Range     // pages that it shares with others (cow_restore.go)
+	bank *Bank       // who has them, nil for none
+	kept map[int]int // which of the areas it inherits from which area of the bank
 }
 
 // area is a checked Area.

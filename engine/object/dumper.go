@@ -73,6 +73,11 @@ func (d *Dumper) AddBulk(of stream.Ref, write func(w *stream.Writer) error) {
 	d.bulk = append(d.bulk, Bulk{of, write})
 }
 
+// AddFirstBulk is AddBulk for contents that are written before all others so far.
+func (d *Dumper) AddFirstBulk(of stream.Ref, write func(w *stream.Writer) error) {
+	d.bulk = append([]Bulk{{of, write}}, d.bulk...)
+}
+
 // Once returns the reference made by the first call with the same key; make runs only that first time. Keys are
 // comparable values of a type private to the family, so that two families cannot collide.
 func (d *Dumper) Once(key any, make func() (stream.Ref, error)) (stream.Ref, error) {

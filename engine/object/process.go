@@ -20,6 +20,7 @@ type Process struct {
 
 	// What the families found; zero until they ran.
 	MM, Files, FS, Sighand stream.Ref
+	Memory                 any // what package memory keeps of the address space between its steps
 }
 
 // JobState is what job control had done to a process before the freeze (signal numbers; zero: nothing).

@@ -89,7 +89,7 @@ func (t *Tracer) Commit(tasks []*Task) error {
 					// It was let go within this loop and has had no time to die and be replaced.
 					err = errors.Join(err, killProcess(free.Pid))
 				}
-				return errors.Join(err, t.killAll())
+				return errors.Join(err, t.killAll(nil))
 			}
 			k.state = taskGone
 			delete(t.tasks, k.Tid)
@@ -109,9 +109,25 @@ func killProcess(pid int) error {
 // KillAll kills every task that Spawn and Clone made and that Commit has not let go, those included
 // that a failed batch has made and nobody knows, and waits until none is left of them but zombies
 // of their parents. Tasks that were merely seized are left alone.
-func (t *Tracer) KillAll() error { return t.Do(t.killAll) }
+func (t *Tracer) KillAll() error { return t.Do(func() error { return t.killAll(nil) }) }
 
-func (t *Tracer) killAll() error {
+// KillAllBut is KillAll with an exception: a task that is stopped at the end of a batch and goes on to run others.
+func (t *Tracer) KillAllBut(spared *Task) error {
+	return t.Do(func() error { return t.killAll(spared) })
+}
+
+func (t *Tracer) killAll(spared *Task) error {
+	if spared != nil {
+		delete(t.tasks, spared.Tid)
+	}
+	err := t.killTasks()
+	if spared != nil {
+		t.tasks[spared.Tid] = spared
+	}
+	return err
+}
+
+func (t *Tracer) killTasks() error {
 	var errs []error
 	killed := map[int]bool{}
 	for _, k := range t.tasks {
