@@ -16,7 +16,7 @@ COMMANDS    := cr-freeze cr-dump cr-filter cr-restore cr-thaw
 LDFLAGS     := -s -w $(if $(VERSION),-X crpipe/cmd/internal/cli.Version=$(VERSION))
 LINUX_ARCHS := amd64 386 arm64 s390x ppc64le
 
-.PHONY: all build demo test skips vet vet-all cross lint fuzz bench install uninstall clean packages
+.PHONY: all build demo test stress skips vet vet-all cross lint fuzz bench install uninstall clean packages
 
 all: build
 
@@ -35,6 +35,9 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 test: packages ## all tests
 	$(GO) vet ./...
 	$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
+
+stress: ## kill -9 of each command 300 times at random moments (root; half an hour)
+	CRPIPE_KILLS=300 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled'
 
 skips: ## the tests that are skipped on this machine, and why
 	-$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only

@@ -116,7 +116,7 @@ func piped(cmd *exec.Cmd, sink io.Writer) (took time.Duration, peak, n int64, er
 	return took, maxrss(cmd), n, err
 }
 
-// maxrss counts the processes that the command has waited for too (wait4's rusage is of both), so the worker is in it.
+// maxrss counts the processes that the command has waited for too (wait4's rusage is of both).
 func maxrss(cmd *exec.Cmd) int64 {
 	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		return int64(u.Maxrss)

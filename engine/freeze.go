@@ -147,8 +147,16 @@ func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 		}
 		return newTicket(st), nil
 	}
-	st, err := freezer.Freeze(freezer.Options{Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true, Stopped: o.stopped})
+	journal := o.Guard.journal(cureKill)
+	st, err := freezer.Freeze(freezer.Options{
+		Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true, Stopped: o.stopped, Journal: journal})
+	if err == nil {
+		err = journal(st) // with all tasks: from the detach on nobody else ends them
+	}
 	if err != nil {
+		if !errors.Is(err, freezer.ErrNotUndone) {
+			err = errors.Join(err, o.Guard.Clear())
+		}
 		return nil, freezeError(err)
 	}
 	return newTicket(st), nil

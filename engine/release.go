@@ -312,21 +312,29 @@ func (rs *restoration) letGo() (*Restored, error) {
 			stopped = append(stopped, p.task.Tid)
 		}
 	}
-	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped})
+	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, Guard: rs.o.Guard})
 	if err != nil {
 		return nil, err
 	}
 	if err := rs.tracer.Commit(all); err != nil {
 		if rs.o.Frozen { // nobody is left in the freezer, which goes too
-			err = errors.Join(err, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn}))
+			err = errors.Join(err, undoFrozen(rs.o.Guard, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn})))
 		}
 		return nil, err
 	}
 	rs.committed = true
 	if rs.o.Frozen {
 		if err := ticket.state.AwaitFrozen(0); err != nil {
-			return nil, errors.Join(err, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn}))
+			return nil, errors.Join(err, undoFrozen(rs.o.Guard, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn})))
 		}
 	}
 	return &Restored{Root: rs.procs[0].task.Tid, Ticket: ticket}, nil
+}
+
+// undoFrozen leaves to the guard what could not be undone.
+func undoFrozen(g *Guardian, err error) error {
+	if err != nil {
+		return err
+	}
+	return g.Clear()
 }

@@ -31,6 +31,9 @@ type RestoreOptions struct {
 	StdinTaken bool
 	Progress   func(Progress)
 	Warn       func(string)
+	// Guard ends a tree that is left stopped should this process die before Guard.Clear, which the caller calls once somebody
+	// has the ticket; may be nil. What runs, or has not come so far, needs none: the kernel ends it with its tracer.
+	Guard *Guardian
 }
 
 // Restored is a tree that has been made.

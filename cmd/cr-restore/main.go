@@ -25,6 +25,7 @@ type restore struct {
 }
 
 func main() {
+	engine.RunGuard()
 	cli.Main("cr-restore", "Makes the processes of an image and writes a ticket that says what it made.", &restore{})
 }
 
@@ -57,7 +58,12 @@ func (c *restore) Run(app *cli.App) error {
 	if err := app.StartProgress(c.ProgressFlags, in.Count); err != nil {
 		return err
 	}
+	var guardian *engine.Guardian
+	if c.Frozen {
+		guardian = engine.StartGuard()
+	}
 	o := engine.RestoreOptions{
+		Guard:  guardian,
 		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, StdinTaken: c.Input == "" || c.Input == "-",
 		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
@@ -70,7 +76,10 @@ func (c *restore) Run(app *cli.App) error {
 	}
 	if err := tell(made, out, pidFile); err != nil {
 		// A status that says failed promises that nothing was made.
-		return errors.Join(err, engine.Thaw(made.Ticket, engine.ThawOptions{Kill: true, Warn: app.Warn}))
+		return errors.Join(err, engine.Thaw(made.Ticket, engine.ThawOptions{Kill: true, Guard: guardian, Warn: app.Warn}))
+	}
+	if err := guardian.Clear(); err != nil {
+		return err
 	}
 	if !c.Wait {
 		return nil

@@ -94,6 +94,14 @@ func (j *Job) leftCgroups() []string {
 	return paths
 }
 
+// CheckCgroups fails the test for cgroups that commands have left.
+func (j *Job) CheckCgroups() {
+	j.T.Helper()
+	if left := j.leftCgroups(); len(left) > 0 {
+		j.T.Errorf("%s: cgroups left: %v", j.Name, left)
+	}
+}
+
 func (j *Job) makeCgroups(cmd *exec.Cmd) {
 	j.T.Helper()
 	name := fmt.Sprintf("crtest-%d-%d", os.Getpid(), jobs.Add(1))

@@ -94,7 +94,7 @@ func descriptors(pid int) []string {
 func (j *Job) CheckUnharmed(before Footprint) {
 	j.T.Helper()
 	var wrong []string
-	if !eventually(3*time.Second, func() bool { wrong = j.harm(before); return len(wrong) == 0 }) {
+	if !eventually(Patience, func() bool { wrong = j.harm(before); return len(wrong) == 0 }) {
 		j.T.Errorf("%s was harmed:\n%s", j.Name, strings.Join(wrong, "\n"))
 	}
 }
