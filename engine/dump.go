@@ -91,7 +91,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 			return ended(&st)
 		}
 	}
-	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard}, o.Warn)
+	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
 		return fmt.Errorf("%w: %w", err, errTransient)
 	}
@@ -123,7 +123,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if err := writeTree(ctx, w, d, o); err != nil {
+	if err := writeTree(ctx, w, d, held, o); err != nil {
 		return err
 	}
 	if o.Commit != nil {
@@ -182,7 +182,7 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 			d.Refuse(err)
 			continue
 		}
-		err = held.Tracer().Do(func() error {
+		err = held.do(func() error {
 			for _, t := range p.Threads {
 				if err := dumpThread(d, t, ref, online); err != nil {
 					return err
@@ -224,7 +224,7 @@ func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *tr
 		return stream.Ref{}, p.Error("", &object.Lacking{What: "the kernel view does not know whether it is a subreaper"})
 	}
 	s.Subreaper, s.StopSignal, s.Unwaited = subreaper, p.Job.StopSignal, p.Job.Unwaited
-	if err := held.Tracer().Do(func() (err error) { s.Signals, err = signals.DumpProcess(d.View, p); return err }); err != nil {
+	if err := held.do(func() (err error) { s.Signals, err = signals.DumpProcess(d.View, p); return err }); err != nil {
 		return stream.Ref{}, err
 	}
 	return d.Add(tasks.ProcessKind.Type, s), nil
@@ -242,7 +242,7 @@ func aliveIn(d *object.Dumper) func(id int) bool {
 	}
 }
 
-// dumpThread runs on the tracer's thread.
+// dumpThread runs on the tracer's thread where there is one.
 func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online []byte) error {
 	s := &tasks.Thread{Process: process, TID: int32(t.ID), Comm: t.Status.Name}
 	var err error
@@ -275,6 +275,12 @@ func dumpRegsets(a *arch.Arch, t *object.Thread) ([]tasks.Regset, error) {
 	for _, rs := range a.Regsets {
 		if rs.Note == arch.NTPRStatus {
 			out = append(out, tasks.Regset{Note: rs.Note, Data: t.Regs})
+			continue
+		}
+		if t.Kernel != nil {
+			if data, ok := regset(t.Kernel, rs.Note); ok {
+				out = append(out, tasks.Regset{Note: rs.Note, Data: data})
+			}
 			continue
 		}
 		size := rs.Size
@@ -310,8 +316,8 @@ func cgroupsOf(p *object.Process, held *treeHold) ([]tasks.Cgroup, error) {
 	return out, nil
 }
 
-// writeTree writes the stream.
-func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, o *DumpOptions) error {
+// writeTree writes the stream. It ends it only when nothing of the tree has run while it was looked at.
+func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, held *treeHold, o *DumpOptions) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("reading the kernel's version: %w", err)
@@ -324,6 +330,9 @@ func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, o *DumpOpti
 	err = d.WriteRecords(w)
 	if err == nil {
 		err = d.WriteBulk(w)
+	}
+	if err == nil {
+		err = held.stoodStill()
 	}
 	if err != nil {
 		// Best effort: where writing itself has failed the reader sees a truncated stream instead.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/internal/freezer"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
@@ -21,6 +22,7 @@ type FreezeOptions struct {
 	Timeout time.Duration // 0: 10 s
 	Guard   *Guardian     // told of the freeze before it begins; may be nil
 	stopped []int         // with freezeHeld: the processes that job control stops
+	view    kernelview.View
 }
 
 // Freeze stops whole trees of processes. After an error nothing is stopped that was not before.
@@ -28,9 +30,13 @@ type FreezeOptions struct {
 // With a guard the tree is thawed again should this process die before g.Clear, so whoever calls Freeze to leave a tree
 // frozen calls that once the ticket is in safe hands.
 func Freeze(o FreezeOptions) (*Ticket, error) {
+	lazy := lazyView{view: o.view}
+	if o.view == nil {
+		defer lazy.close()
+	}
 	st, err := freezer.Freeze(freezer.Options{
 		Roots: o.PIDs, Cgroup: o.Cgroup, Way: freezer.Way(o.Freezer), Timeout: o.Timeout,
-		Journal: o.Guard.journal(cureThaw),
+		Journal: o.Guard.journal(cureThaw), Interrupted: interrupted(lazy.open),
 	})
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) { // otherwise the guard tries once more
@@ -69,16 +75,21 @@ type hinted struct {
 func (h *hinted) Unwrap() error { return h.error }
 func (h *hinted) Hint() string  { return h.hint }
 
-// A treeHold is a frozen tree all of whose live threads are in a ptrace stop.
+// A treeHold is a frozen tree all of whose live threads are in a ptrace stop, or stand still without one (still.go).
 type treeHold struct {
 	*freezer.Held
 	fresh  bool // frozen by this process, which lets it go on in the end
 	tracer *tracee.Tracer
 	guard  *Guardian
+
+	// Of a hold without ptrace stops: who is held, and how they stood when it began.
+	view  kernelview.RegisterView
+	tids  []int
+	marks []kernelview.Mark
 }
 
-// takeHold freezes the trees of pids, or takes over the frozen tree of a ticket, and stops every thread of it. Release or
-// Kill must follow.
+// takeHold freezes the trees of pids, or takes over the frozen tree of a ticket. Every thread of it stands still then, in a ptrace
+// stop where o.view cannot tell its registers. Release or Kill must follow.
 func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, warn func(string)) (*treeHold, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
@@ -99,7 +110,17 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	h.tracer = tracee.NewTracer()
 	var err error
 	// The guard is told of a ticket's tree only once it is known to be frozen, and ours.
-	h.Held, err = freezer.Hold(h.tracer, &ticket.state, freezer.HoldOptions{Timeout: o.Timeout, Warn: warn, Locked: o.Guard.journal(cure)})
+	ho := freezer.HoldOptions{Timeout: o.Timeout, Warn: warn, Locked: o.Guard.journal(cure)}
+	if rv, ok := o.view.(kernelview.RegisterView); ok {
+		h.view = rv
+		ho.Interrupted = interrupted(func() (kernelview.View, error) { return o.view, nil })
+	}
+	h.Held, err = freezer.Hold(h.tracer, &ticket.state, ho)
+	if err == nil {
+		if err = h.note(); err != nil {
+			return nil, errors.Join(err, h.Release())
+		}
+	}
 	if err != nil {
 		h.tracer.Close()
 		var undo error
@@ -112,6 +133,14 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 		return nil, freezeError(errors.Join(err, undo))
 	}
 	return h, nil
+}
+
+// do runs f on the tracer's thread where ptrace may be needed.
+func (h *treeHold) do(f func() error) error {
+	if h.Detached() {
+		return f()
+	}
+	return h.tracer.Do(f)
 }
 
 // Release leaves the tree as takeHold found it: running, or frozen as the ticket says.

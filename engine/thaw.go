@@ -23,7 +23,9 @@ func Thaw(t *Ticket, o ThawOptions) error {
 		cure, act = cureKill, freezer.Kill
 	}
 	// The guard is told only once it is known that the tree is ours to thaw: another's dump must not be cured away.
-	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: o.Guard.journal(cure)}
+	var lazy lazyView
+	defer lazy.close()
+	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: o.Guard.journal(cure), Interrupted: interrupted(lazy.open)}
 	if err := act(&t.state, opts); err != nil {
 		// What was begun, if anything, stays written down: the guard tries once more.
 		if errors.Is(err, freezer.ErrStale) {

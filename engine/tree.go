@@ -21,7 +21,7 @@ import (
 var errTransient = errors.New("transient state")
 
 // collectTree reads, from outside, what /proc and the kernel view say of every process of a stopped tree. pids come in
-// any order; tracer holds every live thread in ptrace-stop.
+// any order.
 func collectTree(d *object.Dumper, held *treeHold) error {
 	byPID := map[int]*object.Process{}
 	for _, pid := range held.PIDs() {
@@ -51,7 +51,7 @@ func collectTree(d *object.Dumper, held *treeHold) error {
 	if err := viewTree(d, held); err != nil {
 		return err
 	}
-	return held.Tracer().Do(func() error { return readRegisters(d) })
+	return held.readRegisters(d)
 }
 
 // ended refuses a zombie that nobody in the image could wait for.
@@ -192,7 +192,7 @@ func viewTree(d *object.Dumper, held *treeHold) error {
 	return nil
 }
 
-// readRegisters runs on the tracer's thread.
+// readRegisters reads by ptrace. It runs on the tracer's thread.
 func readRegisters(d *object.Dumper) error {
 	for _, p := range d.Processes {
 		for _, t := range p.Threads {
@@ -206,14 +206,18 @@ func readRegisters(d *object.Dumper) error {
 				n = d.Arch.PRStatusSize
 			}
 			t.Regs = buf[:n]
-			if d.Arch.Restart(t.Regs) == arch.RestartEINTR && (t.Status.SigPnd|t.Status.ShdPnd)&^t.Status.SigBlk&t.Status.SigCgt == 0 {
-				// The stop alone made the call return EINTR; in the image it is about to be made again.
-				nr, _ := d.Arch.SyscallNr(t.Regs)
-				d.Arch.RewindSyscall(t.Regs, nr)
-			}
+			rewindInterrupted(d, t)
 		}
 	}
 	return nil
+}
+
+// rewindInterrupted: where the stop alone made a call return EINTR, it is about to be made again in the image.
+func rewindInterrupted(d *object.Dumper, t *object.Thread) {
+	if d.Arch.Restart(t.Regs) == arch.RestartEINTR && (t.Status.SigPnd|t.Status.ShdPnd)&^t.Status.SigBlk&t.Status.SigCgt == 0 {
+		nr, _ := d.Arch.SyscallNr(t.Regs)
+		d.Arch.RewindSyscall(t.Regs, nr)
+	}
 }
 
 // checkTree refuses what no family looks at: objects shared in ways that a restore cannot make again, namespaces, and

@@ -29,7 +29,7 @@ type JobState struct {
 	Unwaited   bool  // and its parent has not been told by wait yet
 }
 
-// Thread is one task of a Process, held in ptrace-stop.
+// Thread is one task of a Process. It stands still, in ptrace-stop unless Kernel is there.
 type Thread struct {
 	Process *Process
 	TID     int // in the caller's pid namespace
@@ -37,7 +37,8 @@ type Thread struct {
 	Status  *procfs.Status
 	Stat    procfs.Stat
 	View    *kernelview.Thread
-	Regs    []byte // NT_PRSTATUS, as the thread will go on
+	Regs    []byte                // NT_PRSTATUS, as the thread will go on
+	Kernel  *kernelview.Registers // what need not be asked by ptrace: all of it known; nil: ask
 }
 
 // Leader returns the thread through which the process is looked at: the group leader, or a live thread when the

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -34,7 +35,7 @@ func checkPending(p *object.Process, tid int, list []Siginfo) error {
 // a signal may be set without an entry, when the queue was full as it came (then only its number is known).
 func dumpQueue(t *object.Thread, shared bool, set uint64) ([]Siginfo, error) {
 	timers := standing(t.Process)
-	infos, err := sys.PtracePeekSiginfo(t.TID, shared)
+	infos, err := queued(t, shared)
 	if err != nil {
 		return nil, t.Process.Error("", fmt.Errorf("reading pending signals of thread %d: %w", t.TID, err))
 	}
@@ -62,6 +63,17 @@ func dumpQueue(t *object.Thread, shared bool, set uint64) ([]Siginfo, error) {
 		}
 	}
 	return out, checkPending(t.Process, t.TID, out)
+}
+
+// queued reads a queue from the kernel's memory, or by ptrace.
+func queued(t *object.Thread, shared bool) ([]kernelview.Siginfo, error) {
+	switch {
+	case t.Kernel != nil && shared:
+		return t.Kernel.SharedQueue.V, nil
+	case t.Kernel != nil:
+		return t.Kernel.Queue.V, nil
+	}
+	return sys.PtracePeekSiginfo(t.TID, shared)
 }
 
 // siTimer is SI_TIMER.

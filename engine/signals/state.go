@@ -40,11 +40,13 @@ func DumpProcess(view kernelview.View, p *object.Process) (s Process, err error)
 	return s, err
 }
 
-// DumpThread looks at the signals of t, which is in ptrace-stop.
+// DumpThread looks at the signals of t.
 func DumpThread(t *object.Thread, a *arch.Arch) (s Thread, err error) {
 	// While a call such as sigsuspend has put another mask in force this is the saved one (ptrace_request in
 	// kernel/ptrace.c): the call, made again, swaps it again.
-	if s.Mask, err = sys.PtraceGetSigmask(t.TID); err != nil {
+	if t.Kernel != nil {
+		s.Mask = t.Kernel.Mask.V
+	} else if s.Mask, err = sys.PtraceGetSigmask(t.TID); err != nil {
 		return s, t.Process.Error("", fmt.Errorf("reading signal mask of thread %d: %w", t.TID, err))
 	}
 	stack, ok := t.View.Altstack.Get()

@@ -125,6 +125,12 @@ func DumpPointers(d *object.Dumper, t *object.Thread, s *Thread) error {
 	if head != 0 {
 		s.RobustList, s.RobustLen = uint64(head), length
 	}
+	if t.Kernel != nil {
+		if r := t.Kernel.Rseq.V; r.Addr != 0 {
+			s.Rseq, s.RseqLen, s.RseqSig = uint64(r.Addr), r.Len.V, r.Sig
+		}
+		return nil
+	}
 	conf, err := sys.PtraceGetRseqConfiguration(t.TID)
 	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) {
 		return nil // a kernel without rseq

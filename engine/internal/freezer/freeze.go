@@ -83,13 +83,13 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	f.close()
 	if err != nil {
 		// Whatever was stopped goes on as if nothing had been.
-		if undo := Thaw(f.st, ThawOptions{Partial: true}); undo != nil {
+		if undo := Thaw(f.st, ThawOptions{Partial: true, Interrupted: o.Interrupted}); undo != nil {
 			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
 		}
 		return nil, err
 	}
 	if f.st.At, err = sys.Now(); err != nil {
-		if undo := Thaw(f.st, ThawOptions{Partial: true}); undo != nil {
+		if undo := Thaw(f.st, ThawOptions{Partial: true, Interrupted: o.Interrupted}); undo != nil {
 			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
 		}
 		return nil, err

@@ -15,8 +15,9 @@ import (
 )
 
 // Held is a frozen tree all of whose live threads are in a ptrace stop of one
-// tracer. Release or Kill ends it; if the tracer dies instead, the tree is
-// frozen as before, or (version 1 while held) runs.
+// tracer, or stand still without (Detached). Release or Kill ends it; if the
+// tracer dies instead, the tree is frozen as before, or (version 1 while held)
+// runs.
 type Held struct {
 	st      *State
 	tr      *tracee.Tracer
@@ -27,6 +28,10 @@ type Held struct {
 	threads []*thread
 	strict  bool
 	warn    func(string)
+
+	detached    bool
+	interrupted Interrupted
+	events      []*sys.FD // of a detached hold: cgroup.events of each group
 }
 
 // thread is one thread that has been seized.
@@ -52,13 +57,16 @@ type HoldOptions struct {
 	Warn    func(string)  // told of what a lenient hold leaves out; may be nil
 	// Locked is as in ThawOptions.
 	Locked func(*State) error
+	// Interrupted, when not nil, lets a tree that version 2 has frozen be held
+	// without attaching to it.
+	Interrupted Interrupted
 }
 
 // Hold brings every live thread of a frozen tree into a ptrace stop of tr and
 // takes the state's lock. Nothing about the tasks is changed; a tree frozen by
 // version 1 is thawed while it is held, since its tasks stop only then.
 func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
-	h := &Held{st: st, tr: tr, strict: !o.Lenient, warn: o.Warn}
+	h := &Held{st: st, tr: tr, strict: !o.Lenient, warn: o.Warn, interrupted: o.Interrupted}
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
 	}
@@ -75,7 +83,10 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 	if err == nil {
 		err = h.findProcesses(o.Partial)
 	}
-	if err == nil {
+	if err == nil && h.canDetach() {
+		h.detached = true
+		err = h.watch()
+	} else if err == nil {
 		err = tr.Do(func() error { return h.seizeAll(time.Now().Add(o.Timeout)) })
 	}
 	if err != nil {
@@ -235,10 +246,7 @@ func (h *Held) seizeAll(deadline time.Time) error {
 	if !h.needed() {
 		return nil
 	}
-	before := map[int]Before{}
-	for _, t := range h.st.Tasks {
-		before[t.TID] = t.Before
-	}
+	before := h.befores()
 	// Attaching to a task in job control stop waits for it to enter the ptrace
 	// stop (JOBCTL_TRAPPING in kernel/ptrace.c), which it cannot while version 1
 	// holds it: these come behind the thaw, and stay stopped meanwhile.
@@ -259,12 +267,7 @@ func (h *Held) seizeAll(deadline time.Time) error {
 					continue
 				}
 				seen[tid], grown = true, true
-				t := &thread{pid: pid, tid: tid, before: BeforeRunning}
-				if b, ok := before[tid]; ok {
-					t.before = b
-				} else if b, ok := before[pid]; ok && b != BeforeZombie {
-					t.before = b
-				}
+				t := &thread{pid: pid, tid: tid, before: before(pid, tid)}
 				if h.st.Way == WayV1 && (t.before == BeforeStopped || waitsIn(t, "do_signal_stop")) {
 					later = append(later, t)
 				} else if err := h.seize(t); err != nil {
@@ -490,7 +493,12 @@ func (h *Held) setBack(t *thread) error {
 // on. A caught signal interrupts the call as it always did; one that is
 // ignored, by default or by wish, never would have.
 func deliverable(st *procfs.Status) bool {
-	ignored := bit(unix.SIGCHLD) | bit(unix.SIGCONT) | bit(unix.SIGURG) | bit(unix.SIGWINCH)
-	pending := (st.SigPnd | st.ShdPnd) &^ st.SigBlk &^ st.SigIgn
-	return pending&^(ignored&^st.SigCgt) != 0
+	return Deliverable(st.SigPnd|st.ShdPnd, st.SigBlk, st.SigIgn, st.SigCgt)
+}
+
+// Deliverable reports whether of these pending signals one would be acted on,
+// given what is blocked, ignored and caught.
+func Deliverable(pending, blocked, ignored, caught uint64) bool {
+	harmless := bit(unix.SIGCHLD) | bit(unix.SIGCONT) | bit(unix.SIGURG) | bit(unix.SIGWINCH)
+	return pending&^blocked&^ignored&^(harmless&^caught) != 0
 }

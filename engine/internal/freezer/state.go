@@ -79,6 +79,8 @@ type Options struct {
 	// the processes among them that job control stops.
 	Held    bool
 	Stopped []int
+	// Interrupted is as in ThawOptions, for undoing a freeze that failed.
+	Interrupted Interrupted
 }
 
 // DefaultTimeout is how long a tree may take to stand still.

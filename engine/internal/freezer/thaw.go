@@ -21,6 +21,9 @@ type ThawOptions struct {
 	// Locked, when not nil, is called when the lock has been taken and before
 	// anything is changed; an error stops the thaw.
 	Locked func(*State) error
+	// Interrupted, when not nil, is asked who has to be held through the thaw of
+	// a tree that version 2 has frozen: nobody else is attached to.
+	Interrupted Interrupted
 }
 
 // Thaw lets a frozen tree go on as it was before the freeze.
@@ -30,7 +33,8 @@ func Thaw(st *State, o ThawOptions) error {
 	}
 	tr := tracee.NewTracer()
 	defer tr.Close()
-	h, err := Hold(tr, st, HoldOptions{Lenient: true, Partial: o.Partial, Timeout: o.Timeout, Warn: o.Warn, Locked: o.Locked})
+	h, err := Hold(tr, st, HoldOptions{Lenient: true, Partial: o.Partial, Timeout: o.Timeout, Warn: o.Warn, Locked: o.Locked,
+		Interrupted: o.Interrupted})
 	if err != nil {
 		return err
 	}
@@ -45,7 +49,8 @@ func Thaw(st *State, o ThawOptions) error {
 // calls are set back first, while nothing can run; then the freezer lets go;
 // then the ptrace stops end, by detaching or by the caller's death.
 func (h *Held) Release(keepFrozen bool) error {
-	if err := h.letGo(keepFrozen); err != nil || !keepFrozen {
+	untouched := h.detached
+	if err := h.letGo(keepFrozen); err != nil || !keepFrozen || untouched {
 		return err
 	}
 	// A task that is let go of runs the last few steps into its freezer by itself.
@@ -60,6 +65,9 @@ func (h *Held) letGo(keepFrozen bool) error {
 			errs = append(errs, h.freezeAgain())
 		} else {
 			errs = append(errs, h.dropStopSignals())
+			if h.detached {
+				errs = append(errs, h.holdInterrupted(time.Now().Add(DefaultTimeout)))
+			}
 			for _, t := range h.threads {
 				if t.stopped && !t.dead && t.before == BeforeRunning {
 					errs = append(errs, ignoreGone(h.setBack(t)))
@@ -80,7 +88,10 @@ func (h *Held) close() {
 	for _, g := range h.groups {
 		_ = g.dir.Close()
 	}
-	h.groups, h.threads = nil, nil
+	for _, fd := range h.events {
+		_ = fd.Close()
+	}
+	h.groups, h.threads, h.events = nil, nil, nil
 	if h.h != nil {
 		h.h.Close()
 		h.h = nil

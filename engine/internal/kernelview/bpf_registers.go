@@ -111,6 +111,7 @@ func (v *bpfView) calls(raws []rawTask, tids []int, call func(i int) *Call) erro
 	for i := range raws {
 		b, c := raws[i].task, call(i)
 		c.Tid = tids[i]
+		c.Frozen = flag(l, b, fTFrozen)
 		if raws[i].frame != nil && v.still(b) {
 			c.PRStatus = v.prstatus(&raws[i])
 		}

@@ -1,5 +1,7 @@
 package kernelview
 
+import "crpipe/engine/internal/sys"
+
 // A RegisterView is a View that also tells what ptrace would have to be asked
 // for otherwise. What it tells was found equal to ptrace's answers, byte for
 // byte, on this kernel and processor; all else is unknown. It is right of
@@ -23,6 +25,7 @@ type RegisterView interface {
 // for signal n.
 type Call struct {
 	Tid      int
+	Frozen   Maybe[bool]   // it stands in a freezer of version 2, or in a stop
 	PRStatus Maybe[[]byte] // NT_PRSTATUS as PTRACE_GETREGSET gives it
 
 	// Mask is what PTRACE_GETSIGMASK says: where a call has swapped the mask, the
@@ -54,7 +57,7 @@ type Regset struct {
 }
 
 // Siginfo is a siginfo_t.
-type Siginfo [128]byte
+type Siginfo = [sys.SizeofSiginfo]byte
 
 // Mark is what a thread's having run would change. Two that are equal are of a
 // thread that has not run in between.
