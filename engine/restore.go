@@ -27,6 +27,8 @@ type RestoreOptions struct {
 	DryRun  bool           // read and check the whole image, print the plan, make nothing
 	Plan    io.Writer      // with DryRun
 	Inherit map[string]int // descriptors of the caller for external objects, by name
+	// AllowChanged are patterns of the paths of files that may have changed since the dump.
+	AllowChanged []string
 	// StdinTaken says that the image comes from standard input: with Wait that is not given to the tree.
 	StdinTaken bool
 	Progress   func(Progress)
@@ -348,7 +350,7 @@ func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, firs
 // makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here until the
 // first task has been started there.
 func (rs *restoration) makeObjects() error {
-	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
+	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, AllowChanged: rs.o.AllowChanged, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
 		PoolBase: files.MaxFD(rs.plan) + 1,
 		Warn:     func(format string, args ...any) { rs.o.Warn(fmt.Sprintf(format, args...)) }}
 	return rs.tracer.Do(func() error {
@@ -459,3 +461,6 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	report(p.report, "reading", p.bytes)
 	return n, err
 }
+
+// CheckPattern refuses what cannot be one of RestoreOptions.AllowChanged.
+func CheckPattern(pattern string) error { return object.CheckPattern(pattern) }

@@ -20,6 +20,7 @@ type restore struct {
 	Wait    bool     `help:"Stay until the root process ends, with the standard descriptors that it had outside given back, and end with its exit status."`
 	PIDFile string   `name:"pid-file" placeholder:"FILE" help:"Write the pid of the root process to FILE."`
 	Inherit []string `placeholder:"NAME=FD" sep:"none" help:"Give descriptor FD for the external file NAME of the image (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr). May be repeated."`
+	Changed []string `name:"allow-changed" placeholder:"PATTERN" sep:"none" help:"Accept that files whose paths match PATTERN have changed or grown since the dump. May be repeated."`
 	Verbose bool     `short:"v" help:"Say what is being done."`
 	cli.ProgressFlags
 }
@@ -39,6 +40,11 @@ func (c *restore) Run(app *cli.App) error {
 	inherit, err := inherited(c.Inherit)
 	if err != nil {
 		return err
+	}
+	for _, pattern := range c.Changed {
+		if err := engine.CheckPattern(pattern); err != nil {
+			return cli.UsageError("--allow-changed "+pattern+": not a pattern", "put a backslash before a bracket that stands for itself")
+		}
 	}
 	in, err := app.Input(c.Input, cli.Binary)
 	if err != nil {
@@ -64,7 +70,7 @@ func (c *restore) Run(app *cli.App) error {
 	}
 	o := engine.RestoreOptions{
 		Guard:  guardian,
-		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, StdinTaken: c.Input == "" || c.Input == "-",
+		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, AllowChanged: c.Changed, StdinTaken: c.Input == "" || c.Input == "-",
 		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	if c.DryRun {

@@ -19,10 +19,12 @@ import (
 // so that it lies on the same file system.
 //
 // A file whose name is gone but which has others (hard links) is a regular file when one of them is found, else it is
-// refused: a copy would be another file. Lost: the name that /proc/PID/fd shows ("/tmp/x (deleted)").
+// refused: a copy would be another file. Whether linkat(2) may give it a name (made with O_TMPFILE, without O_EXCL, and not
+// linked since) only the kernel's inode says. Lost: the name that /proc/PID/fd shows ("/tmp/x (deleted)").
 type deletedState struct {
 	Dir        string `msgpack:"dir"`               // absolute
 	Tmpfile    uint32 `msgpack:"tmpfile,omitempty"` // flags of the open file that made it with O_TMPFILE
+	Linkable   bool   `msgpack:"linkable,omitempty"`
 	attributes        // its fields stand beside the others
 }
 
@@ -74,8 +76,12 @@ func dumpDeleted(d *object.Dumper, f *object.OpenFile) (*unnamedState, error) {
 	if err != nil {
 		return nil, err
 	}
+	linkable, ok := f.View.Linkable.Get()
+	if !ok && tmpfile != 0 {
+		return nil, &object.Lacking{What: "the kernel view does not know whether a file of O_TMPFILE was made with O_EXCL", Do: "run cr-dump as root"}
+	}
 	return dumpUnnamed(d, f, flags, false, func(a *attributes) (stream.Ref, error) {
-		return d.Add(deletedType, &deletedState{Dir: dir, Tmpfile: tmpfile, attributes: *a}), nil
+		return d.Add(deletedType, &deletedState{Dir: dir, Tmpfile: tmpfile, Linkable: linkable, attributes: *a}), nil
 	})
 }
 
@@ -115,7 +121,7 @@ func restoreDeletedInode(r *object.Restorer, ref stream.Ref, s *deletedState) er
 		return err
 	}
 	m := &madeInode{attributes: s.attributes, first: -1}
-	fd, first, err := makeUnnamed(s.Dir, s.Tmpfile)
+	fd, first, err := makeUnnamed(s.Dir, s.Tmpfile, s.Linkable)
 	if err != nil {
 		return err
 	}
@@ -132,9 +138,9 @@ func restoreDeletedInode(r *object.Restorer, ref stream.Ref, s *deletedState) er
 
 // makeUnnamed makes a regular file without a name in dir or the nearest directory above. With tmpfile flags first is a
 // description that has them.
-func makeUnnamed(dir string, tmpfile uint32) (fd, first *sys.FD, err error) {
+func makeUnnamed(dir string, tmpfile uint32, linkable bool) (fd, first *sys.FD, err error) {
 	for {
-		fd, first, err = makeIn(dir, tmpfile)
+		fd, first, err = makeIn(dir, tmpfile, linkable)
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) || path.Dir(dir) == dir {
 			break
 		}
@@ -146,14 +152,19 @@ func makeUnnamed(dir string, tmpfile uint32) (fd, first *sys.FD, err error) {
 	return fd, first, nil
 }
 
-func makeIn(dir string, tmpfile uint32) (fd, first *sys.FD, err error) {
+func makeIn(dir string, tmpfile uint32, linkable bool) (fd, first *sys.FD, err error) {
 	flags := unix.O_TMPFILE | unix.O_RDWR
-	if access := tmpfile & unix.O_ACCMODE; tmpfile&tmpfileFlag != 0 && (access == unix.O_RDWR || access == unix.O_WRONLY) {
+	access := tmpfile & unix.O_ACCMODE
+	keep := tmpfile&tmpfileFlag != 0 && (access == unix.O_RDWR || access == unix.O_WRONLY)
+	if keep {
 		flags = int(tmpfile) | unix.O_TMPFILE
+	}
+	if !linkable {
+		flags |= unix.O_EXCL
 	}
 	fd, err = sys.Open(dir, flags, 0o600)
 	switch {
-	case err == nil && flags == unix.O_TMPFILE|unix.O_RDWR && tmpfile == 0:
+	case err == nil && !keep:
 		return fd, nil, nil
 	case err == nil:
 		n, err := reopen(fd.Int(), unix.O_RDWR)
@@ -161,7 +172,7 @@ func makeIn(dir string, tmpfile uint32) (fd, first *sys.FD, err error) {
 			return nil, nil, errors.Join(err, fd.Close())
 		}
 		return sys.NewFD(n), fd, nil
-	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL):
+	case !linkable && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL)):
 		// The file system cannot (open(2), O_TMPFILE).
 		fd, err = makeAndRemove(dir)
 		return fd, nil, err

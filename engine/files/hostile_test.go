@@ -37,6 +37,12 @@ func attributes(size any, more ...any) []any {
 
 func ref(id uint32, class string) stream.Ref { return stream.Ref{ID: id, Class: class} }
 
+// pipeOf is an ordinary pipe.
+func pipeOf(size any, more ...any) rec {
+	a := append([]any{"size", size}, "mode", 0o600, "uid", os.Getuid(), "gid", os.Getgid(), "atime", 0, "mtime", 0)
+	return rec{"pipe", m(append(a, more...)...)}
+}
+
 // restore restores records, which get the references 1, 2, ..., and data of the first.
 func restore(t *testing.T, recs []rec, data *object.Data, payload []byte) (*filestest.Restored, error) {
 	t.Helper()
@@ -72,7 +78,7 @@ func TestHostileStates(t *testing.T) {
 	regular := func(path string, flags, pos, size any) []rec {
 		return []rec{{"file.regular", m("path", path, "flags", flags, "mode", unix.S_IFREG|0o644, "size", size, "pos", pos)}}
 	}
-	pipe := rec{"pipe", m("size", 65536)}
+	pipe := pipeOf(65536)
 	inode := func(a ...any) rec { return rec{"inode", m(append([]any{"dir", dir}, a...)...)} }
 	of := func(class string, offset uint64, packets ...uint32) *object.Data {
 		return &object.Data{Of: ref(1, class), Offset: offset, Packets: packets}
@@ -114,10 +120,16 @@ func TestHostileStates(t *testing.T) {
 		{"a proc file created", []rec{{"file.proc", m("path", "/proc/x", "flags", unix.O_CREAT)}}, nil, "", "do not belong"},
 		{"an end of nothing", []rec{inode(attributes(0)...), {"file.pipe", m("pipe", ref(1, "inode"), "flags", 0)}}, nil, "", "not what is needed"},
 		{"an end with O_TRUNC", []rec{pipe, {"file.pipe", m("pipe", ref(1, "pipe"), "flags", unix.O_TRUNC)}}, nil, "", "do not belong"},
-		{"an empty pipe", []rec{{"pipe", m("size", 0)}}, nil, "", "0 bytes is impossible"},
-		{"an odd pipe", []rec{{"pipe", m("size", 5000)}}, nil, "", "5000 bytes is impossible"},
-		{"a huge pipe", []rec{{"pipe", m("size", uint32(1<<32-1))}}, nil, "", "impossible"},
-		{"too much in a pipe", []rec{{"pipe", m("size", 4096)}}, of("pipe", 0), strings.Repeat("x", 4097), "does not take its contents"},
+		{"a pipe with a type", []rec{{"pipe", m("size", 4096, "mode", unix.S_IFREG, "uid", 0, "gid", 0, "atime", 0, "mtime", 0)}}, nil, "", "impossible"},
+		{"an unknown write hint", []rec{{"file.regular", m("path", file, "flags", 0, "mode", unix.S_IFREG, "size", 8, "hint", 6)}}, nil, "", "write hint 6"},
+		{"a file that has grown", []rec{{"file.regular", m("path", file, "flags", 0, "mode", unix.S_IFREG, "size", 7, "mtime", 1)}}, nil, "", "it has 8 bytes, 7 when"},
+		{"a file that was modified", []rec{{"file.regular", m("path", file, "flags", 0, "mode", unix.S_IFREG, "size", 8, "mtime", 1)}}, nil, "", "1970-01-01 00:00:00.000000001"},
+		{"unknown inode flags", []rec{inode(attributes(0, "iflags", 0x80000)...)}, nil, "", "inode flags 0x80000"},
+		{"an unknown hint of an inode", []rec{inode(attributes(0, "hint", 200)...)}, nil, "", "write hint 200"},
+		{"an empty pipe", []rec{pipeOf(0)}, nil, "", "0 bytes is impossible"},
+		{"an odd pipe", []rec{pipeOf(5000)}, nil, "", "5000 bytes is impossible"},
+		{"a huge pipe", []rec{pipeOf(uint32(1<<32 - 1))}, nil, "", "impossible"},
+		{"too much in a pipe", []rec{pipeOf(4096)}, of("pipe", 0), strings.Repeat("x", 4097), "does not take its contents"},
 		{"a hole in a pipe", []rec{pipe}, of("pipe", 5), "x", "do not follow byte 0"},
 		{"a large packet", []rec{pipe}, of("pipe", 0, 5000), strings.Repeat("x", 5000), "packet of 5000 bytes"},
 		{"an empty packet", []rec{pipe}, of("pipe", 0, 0, 1), "x", "packet of 0 bytes"},

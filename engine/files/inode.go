@@ -16,8 +16,9 @@ import (
 	"crpipe/stream"
 )
 
-// attributes are what an inode without a name takes along: everything that stat(2) and getxattr(2) show of it and that
-// can be set. Lost: the change and birth times, the inode number, the block layout.
+// attributes are what an inode without a name takes along: everything that stat(2), getxattr(2), FS_IOC_GETFLAGS
+// (ioctl_iflags(2)) and F_GET_RW_HINT show of it and that can be set. Lost: the change and birth times, the inode number, the
+// block layout, the project id.
 type attributes struct {
 	Mode   uint32  `msgpack:"mode"` // permission bits with set-id and sticky bits
 	UID    uint32  `msgpack:"uid"`
@@ -26,7 +27,20 @@ type attributes struct {
 	Access int64   `msgpack:"atime"` // ns since 1970
 	Modify int64   `msgpack:"mtime"`
 	Xattrs []xattr `msgpack:"xattrs,omitempty"` // in the order of their names
+	IFlags uint32  `msgpack:"iflags,omitempty"` // FS_*_FL, those of keptIFlags
+	Hint   uint8   `msgpack:"hint,omitempty"`   // RWH_WRITE_LIFE_*
 }
+
+// Inode flags of linux/fs.h that a program may set, and that say something about this file alone. Under the last two
+// nothing can be written any more.
+const (
+	keptIFlags = 0x1 | 0x2 | 0x4 | // SECRM, UNRM, COMPR
+		0x8 | 0x40 | 0x80 | // SYNC, NODUMP, NOATIME
+		0x4000 | 0x800000 | // JOURNAL_DATA, NOCOW
+		guardIFlags
+
+	guardIFlags = 0x10 | 0x20 // IMMUTABLE, APPEND
+)
 
 type xattr struct {
 	Name  string `msgpack:"name"`
@@ -58,9 +72,9 @@ func dumpUnnamed(d *object.Dumper, f *object.OpenFile, flags uint32, sealed bool
 		if err != nil {
 			return stream.Ref{}, err
 		}
-		from := f.Path
+		from, finish := f.Path, sealed || a.IFlags&guardIFlags != 0
 		d.AddBulk(ref, func(w *stream.Writer) error {
-			if err := writeContents(w, ref, from, a.Size, sealed); err != nil {
+			if err := writeContents(w, ref, from, a.Size, finish); err != nil {
 				return fmt.Errorf("reading contents of %s: %w", f.Link, err)
 			}
 			return nil
@@ -78,6 +92,13 @@ func readAttributes(f *object.OpenFile) (*attributes, error) {
 	a := &attributes{
 		Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Size: st.Size,
 		Access: st.Atim.Nano(), Modify: st.Mtim.Nano(),
+	}
+	var err error
+	if a.Hint, err = writeHint(f); err != nil {
+		return nil, err
+	}
+	if a.IFlags, err = inodeFlags(f); err != nil {
+		return nil, err
 	}
 	names, err := listXattrs(f.Path)
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -98,6 +119,77 @@ func readAttributes(f *object.OpenFile) (*attributes, error) {
 	}
 	slices.SortFunc(a.Xattrs, func(x, y xattr) int { return cmp.Compare(x.Name, y.Name) })
 	return a, nil
+}
+
+// writeHint returns what F_GET_RW_HINT says of a file.
+func writeHint(f *object.OpenFile) (uint8, error) {
+	if v, ok := f.View.WriteHint.Get(); ok {
+		return v, nil
+	}
+	if f.FD < 0 || isOPath(f) {
+		return 0, nil
+	}
+	fd, err := f.Descriptor()
+	if err != nil {
+		return 0, err
+	}
+	hint, err := sys.WriteHint(fd)
+	if errors.Is(err, unix.EINVAL) { // before Linux 4.13
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading the write hint: %w", err)
+	}
+	return uint8(hint), nil
+}
+
+// inodeFlags returns the flags of the inode that are kept. They are asked for through the open file itself: opening the file
+// once more could break a lease.
+func inodeFlags(f *object.OpenFile) (uint32, error) {
+	if f.FD < 0 {
+		return 0, nil
+	}
+	fd, err := f.Descriptor()
+	if err != nil {
+		return 0, err
+	}
+	if isOPath(f) { // it answers to nothing: ask through another one
+		n, err := reopen(fd, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOATIME)
+		if err != nil {
+			return 0, fmt.Errorf("opening a deleted file: %w", err)
+		}
+		defer unix.Close(n)
+		fd = n
+	}
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if noInodeFlags(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reading inode flags: %w", err)
+	}
+	return uint32(flags) & keptIFlags, nil
+}
+
+// noInodeFlags says that the file system has none.
+func noInodeFlags(err error) bool {
+	return errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS)
+}
+
+// setInodeFlags gives the file behind fd its flags, as far as mask says: a new one may have some from its directory.
+func (a *attributes) setInodeFlags(fd int, mask uint32) error {
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if noInodeFlags(err) && a.IFlags == 0 {
+		return nil
+	}
+	want := uint32(flags)&^mask | a.IFlags&mask
+	if err == nil && want != uint32(flags) {
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(want))
+	}
+	if err != nil {
+		return fmt.Errorf("setting inode flags %#x (FS_IOC_SETFLAGS): %w", a.IFlags, err)
+	}
+	return nil
 }
 
 func listXattrs(path string) ([]string, error) {
@@ -190,6 +282,9 @@ func (a *attributes) check() error {
 	if a.Mode&^0o7777 != 0 || a.Size < 0 {
 		return object.BadImagef("mode %#o and size %d of a file are impossible", a.Mode, a.Size)
 	}
+	if a.IFlags&^keptIFlags != 0 || a.Hint > 5 {
+		return object.BadImagef("inode flags %#x and write hint %d of a file are impossible", a.IFlags, a.Hint)
+	}
 	for i := range a.Xattrs {
 		if name := a.Xattrs[i].Name; name == "" || len(name) > 255 || strings.IndexByte(name, 0) >= 0 {
 			return object.BadImagef("%q is no name of an extended attribute", clip(name))
@@ -200,34 +295,60 @@ func (a *attributes) check() error {
 
 // dress gives the inode its size and attributes.
 func (m *madeInode) dress() error {
+	if err := m.setInodeFlags(m.fd, keptIFlags&^guardIFlags); err != nil {
+		return err
+	}
 	if err := unix.Ftruncate(m.fd, m.Size); err != nil {
 		return fmt.Errorf("setting size %d: %w", m.Size, err)
 	}
-	if err := unix.Fchown(m.fd, int(m.UID), int(m.GID)); err != nil {
-		return fmt.Errorf("setting owner %d:%d: %w", m.UID, m.GID, err)
+	if m.Hint != 0 {
+		if err := sys.SetWriteHint(m.fd, uint64(m.Hint)); err != nil {
+			return fmt.Errorf("setting write hint %d: %w", m.Hint, err)
+		}
 	}
-	return m.finish()
+	if err := m.finish(); err != nil {
+		return err
+	}
+	if m.Size == 0 && m.seals == 0 { // no contents will come
+		return m.setInodeFlags(m.fd, guardIFlags)
+	}
+	return nil
+}
+
+// own sets owner and permissions.
+func (a *attributes) own(fd int) error {
+	if err := unix.Fchown(fd, int(a.UID), int(a.GID)); err != nil {
+		return fmt.Errorf("setting owner %d:%d: %w", a.UID, a.GID, err)
+	}
+	if err := unix.Fchmod(fd, a.Mode); err != nil {
+		return fmt.Errorf("setting mode %#o: %w", a.Mode, err)
+	}
+	return nil
+}
+
+func (a *attributes) setTimes(fd int) error {
+	times := []unix.Timespec{unix.NsecToTimespec(a.Access), unix.NsecToTimespec(a.Modify)}
+	dir, err := ownDescriptors()
+	if err != nil {
+		return err
+	}
+	if err := unix.UtimesNanoAt(dir.Int(), strconv.Itoa(fd), times, 0); err != nil {
+		return fmt.Errorf("setting times: %w", err)
+	}
+	return nil
 }
 
 // finish sets again what writing to a file takes away: the times, set-id bits and file capabilities.
 func (m *madeInode) finish() error {
-	if err := unix.Fchmod(m.fd, m.Mode); err != nil {
-		return fmt.Errorf("setting mode %#o: %w", m.Mode, err)
+	if err := m.own(m.fd); err != nil {
+		return err
 	}
 	for _, x := range m.Xattrs {
 		if err := unix.Fsetxattr(m.fd, x.Name, x.Value, 0); err != nil {
 			return fmt.Errorf("setting extended attribute %s: %w", x.Name, err)
 		}
 	}
-	times := []unix.Timespec{unix.NsecToTimespec(m.Access), unix.NsecToTimespec(m.Modify)}
-	dir, err := ownDescriptors()
-	if err != nil {
-		return err
-	}
-	if err := unix.UtimesNanoAt(dir.Int(), strconv.Itoa(m.fd), times, 0); err != nil {
-		return fmt.Errorf("setting times: %w", err)
-	}
-	return nil
+	return m.setTimes(m.fd)
 }
 
 // content writes one piece of the contents.
@@ -249,7 +370,13 @@ func (m *madeInode) content(meta *object.Data, data []byte) error {
 	if err := m.finish(); err != nil {
 		return err
 	}
-	if meta.Extend == 0 && m.Size != 0 || m.seals == 0 {
+	if meta.Extend == 0 && m.Size != 0 {
+		return nil
+	}
+	if err := m.setInodeFlags(m.fd, guardIFlags); err != nil {
+		return err
+	}
+	if m.seals == 0 {
 		return nil
 	}
 	if _, err := unix.FcntlInt(uintptr(m.fd), unix.F_ADD_SEALS, m.seals); err != nil {

@@ -26,12 +26,10 @@ import (
 // others early, while the tree is made, by the process that had taken it, so that lslocks(8) shows the same number.
 // Where that process has ended, or is not in the tree, the first that has the file does it.
 //
-// A lock by flock that only a mapping keeps is lost, with a warning where it can be known (CheckLocks); an open file
-// description lock of that sort without one.
-//
 // A lock that somebody else has taken meanwhile ends the restore. Whoever waits for a lock (F_SETLKW, F_OFD_SETLKW,
 // flock) holds nothing, and waits again. Refused by name: leases, delegations and mandatory locks; locks on a file outside
-// of the tree, for which another will stand in, and on one that the restored process opens itself.
+// of the tree, for which another will stand in, and on one that the restored process opens itself; locks that only a mapping
+// keeps (lock_mapped.go).
 
 // TableLock is one lock.
 type TableLock struct {
@@ -69,9 +67,7 @@ func dumpLocks(d *object.Dumper, f *object.OpenFile, known bool) ([]TableLock, e
 		if err != nil {
 			return nil, err
 		}
-		if s.Kind == lockFlock {
-			ix.flocked[lockedFile(l.Major, l.Minor, l.Ino)] = true
-		}
+		ix.locked[lockedFile(l.Major, l.Minor, l.Ino)] = true
 		mine := !known
 		if mine && s.Kind != lockPOSIX {
 			mine = ix.takes(f, l.PID)
@@ -335,22 +331,23 @@ func flockHolder(fd int) int {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0
 	}
-	locks, err := flocks()
+	locks, err := fileLocks()
 	if err != nil {
 		return 0
 	}
 	file := lockedFile(unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
 	for _, l := range locks {
-		if l.file == file {
+		if l.kind == "FLOCK" && l.file == file {
 			return l.pid
 		}
 	}
 	return 0
 }
 
-// flock is a lock by flock of any process.
-type flock struct {
-	pid  int    // who has taken it
+// fileLock is a lock of any process that belongs to an open file.
+type fileLock struct {
+	kind string // FLOCK, OFDLCK, LEASE, ...
+	pid  int    // who has taken it; -1: not told
 	file string // see lockedFile
 }
 
@@ -359,8 +356,8 @@ func lockedFile(major, minor uint32, ino uint64) string {
 	return fmt.Sprintf("%02x:%02x:%d", major, minor, ino)
 }
 
-// flocks returns all locks by flock that /proc/locks shows.
-func flocks() ([]flock, error) {
+// fileLocks returns all locks that /proc/locks shows but POSIX ones.
+func fileLocks() ([]fileLock, error) {
 	data, err := os.ReadFile("/proc/locks")
 	if errors.Is(err, os.ErrNotExist) { // a kernel without locks
 		return nil, nil
@@ -368,44 +365,16 @@ func flocks() ([]flock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading locks: %w", err)
 	}
-	var out []flock
+	var out []fileLock
 	for line := range strings.Lines(string(data)) {
 		// "1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF"; one that waits has "->" behind its number.
 		f := strings.Fields(line)
-		if len(f) < 6 || f[1] != "FLOCK" {
+		if len(f) < 6 || f[1] == "POSIX" || f[1] == "->" {
 			continue
 		}
 		if pid, err := strconv.Atoi(f[4]); err == nil {
-			out = append(out, flock{pid, f[5]})
+			out = append(out, fileLock{f[1], pid, f[5]})
 		}
 	}
 	return out, nil
-}
-
-// CheckLocks warns of locks by flock that a process of the tree has taken and that no descriptor shows any more: a mapping
-// alone keeps the open file, or somebody else has it. It comes after the tables and the memory of all processes, and looks
-// only where a file is mapped shared: to list all locks the kernel waits for all processors (fs/locks.c), 10 ms here.
-func CheckLocks(d *object.Dumper) error {
-	if !d.MapsShared {
-		return nil
-	}
-	ix, err := indexOf(d)
-	if err != nil {
-		return err
-	}
-	all, err := flocks()
-	if err != nil {
-		return err
-	}
-	for _, l := range all {
-		if ix.flocked[l.file] {
-			continue
-		}
-		for _, p := range d.Processes {
-			if p.PID == l.pid {
-				d.Warn("pid %d (%s) has taken a lock (flock) on the file with device and inode %s, to which no descriptor of it leads now; it is not kept", p.PID, p.Comm(), l.file)
-			}
-		}
-	}
-	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"crpipe/engine/files"
 	"crpipe/engine/files/filestest"
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/object"
 )
 
 // locksProgram holds locks of all kinds.
@@ -118,14 +119,18 @@ func taken(t *testing.T, err error, path, what, holder string) {
 	}
 }
 
-// mapLockedProgram keeps a lock by flock through a mapping alone.
+// mapLockedProgram keeps a lock through a private mapping alone.
 func mapLockedProgram() error {
 	a := &at{dir: os.Getenv("DIR")}
 	a.fail(os.WriteFile(a.path("mapped"), []byte("text"), 0o644))
-	a.open(20, a.path("mapped"), unix.O_RDONLY)
-	a.fail(unix.Flock(20, unix.LOCK_EX))
+	a.open(20, a.path("mapped"), unix.O_RDWR)
+	if os.Getenv("KIND") == "flock" {
+		a.fail(unix.Flock(20, unix.LOCK_EX))
+	} else {
+		a.fail(unix.FcntlFlock(20, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Len: 1}))
+	}
 	if a.err == nil {
-		_, a.err = unix.Mmap(20, 0, 4, unix.PROT_READ, unix.MAP_SHARED)
+		_, a.err = unix.Mmap(20, 0, 4, unix.PROT_READ, unix.MAP_PRIVATE)
 	}
 	a.open(21, a.path("mapped"), unix.O_RDONLY)
 	a.fail(unix.Close(20))
@@ -134,21 +139,42 @@ func mapLockedProgram() error {
 
 func TestLockOfMapping(t *testing.T) {
 	view := filestest.View(t)
-	dir := t.TempDir()
-	for program, want := range map[string]string{"maplocked": "has taken a lock (flock) on the file", "locks": ""} {
-		c := filestest.Start(t, program, "DIR="+dir)
-		d := filestest.Dumper(t, view, c.PID)
-		if err := filestest.Look(t, d); err != nil {
-			t.Fatal(err)
-		}
-		var warnings []string
-		d.Warn = func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
-		d.MapsShared = true // as memory.Dump would find
-		if err := files.CheckLocks(d); err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Join(warnings, "\n"); want == "" && got != "" || !strings.Contains(got, want) {
-			t.Errorf("%s: warnings %q, want %q", program, got, want)
+	for _, kind := range []string{"flock", "ofd", "none"} {
+		for _, unknown := range []bool{false, true} {
+			dir := t.TempDir()
+			program := "maplocked"
+			if kind == "none" {
+				program = "locks" // all of them have descriptors
+			}
+			c := filestest.Start(t, program, "DIR="+dir, "KIND="+kind)
+			d := filestest.Dumper(t, view, c.PID)
+			if err := filestest.Look(t, d); err != nil {
+				t.Fatal(err)
+			}
+			// As memory.Dump would find.
+			d.LocksUnknown = unknown
+			areas, err := view.Areas(c.PID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range areas.V {
+				if a.Locked.V && !unknown {
+					d.MappedLocks = append(d.MappedLocks, object.MappedLock{Process: d.Root, Start: a.Start, End: a.End, File: a.File})
+				}
+			}
+			if err := files.CheckLocks(d); err != nil {
+				t.Fatal(err)
+			}
+			err = d.Refusals()
+			if kind == "none" {
+				if err != nil {
+					t.Errorf("locks of descriptors: %v", err)
+				}
+				continue
+			}
+			if err == nil || !strings.Contains(err.Error(), "mapping of "+filepath.Join(dir, "mapped")+": ") || len(refused(t, err)[-1]) != 1 {
+				t.Errorf("%s (mappings asked: %v): %v", kind, !unknown, err)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -13,12 +14,19 @@ import (
 
 // A pipe: its capacity (F_GETPIPE_SZ, pipe(7)), and as "data" its contents. They are taken with tee(2), which leaves
 // them where they are. Bytes that were written in packet mode (O_DIRECT, pipe2(2)) keep their boundaries. An end that
-// nobody holds any more stays closed: whoever reads sees the end of file, whoever writes gets SIGPIPE.
+// nobody holds any more stays closed: whoever reads sees the end of file, whoever writes gets SIGPIPE. Its inode has an
+// owner, permissions and times like any other (fstat(2), fchown(2)), and whoever opens /dev/stdout needs the right ones. A
+// pipe into which the kernel writes (O_NOTIFICATION_PIPE, watch_queue.rst) is refused.
 //
 // A pipe with an end outside of the tree is not kept: see external.go, or it is refused. How many end are open, and
 // who holds them, is told by the counts in the kernel (pipe_inode_info.readers and .writers, struct file's count).
 type pipeState struct {
-	Size uint32 `msgpack:"size"` // bytes
+	Size   uint32 `msgpack:"size"` // bytes
+	Mode   uint32 `msgpack:"mode"` // permission bits
+	UID    uint32 `msgpack:"uid"`
+	GID    uint32 `msgpack:"gid"`
+	Access int64  `msgpack:"atime"` // ns since 1970
+	Modify int64  `msgpack:"mtime"`
 }
 
 // One end of a pipe or FIFO, or both in one when it was opened O_RDWR.
@@ -33,6 +41,7 @@ type pipeKey struct{ inode }
 // before the pool is closed.
 type madePipe struct {
 	fifo  *fifoState // nil for a pipe
+	look  attributes // of a pipe
 	ends  [2]int     // read and write end; both the same O_RDWR one for a FIFO
 	taken [2]bool    // whether a file of the image is that open file description
 	size  uint32
@@ -60,6 +69,9 @@ func dumpPipe(d *object.Dumper, f *object.OpenFile) (*pipeEndState, error) {
 			What: "the other end of the pipe, or the same one, is also held outside of the tree",
 			Do:   fmt.Sprintf("dump the whole job, or pass --external '%s' and give it back at restore with --inherit", f.Link),
 		}
+	}
+	if use.view.Notifications {
+		return nil, object.Unsupportedf("a pipe into which the kernel writes notifications (O_NOTIFICATION_PIPE) cannot be checkpointed")
 	}
 	flags, err := dumpFlags(f)
 	if err != nil {
@@ -109,7 +121,8 @@ func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse) (stream.Ref, er
 		}
 		ref = d.Add(fifoType, s)
 	} else {
-		ref = d.Add(pipeType, &pipeState{Size: uint32(size)})
+		ref = d.Add(pipeType, &pipeState{Size: uint32(size), Mode: f.Stat.Mode & 0o7777, UID: f.Stat.Uid, GID: f.Stat.Gid,
+			Access: f.Stat.Atim.Nano(), Modify: f.Stat.Mtim.Nano()})
 	}
 	if copied != nil {
 		buffers := use.view.Buffers
@@ -234,8 +247,11 @@ func restorePipe(r *object.Restorer, ref stream.Ref, s *pipeState) error {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return fmt.Errorf("making a pipe: %w", err)
 	}
-	m := &madePipe{size: s.Size}
-	var err error
+	m := &madePipe{size: s.Size, look: attributes{Mode: s.Mode, UID: s.UID, GID: s.GID, Access: s.Access, Modify: s.Modify}}
+	err := m.look.check()
+	if err != nil {
+		return errors.Join(err, unix.Close(p[0]), unix.Close(p[1]))
+	}
 	if m.ends[0], err = r.Pool(p[0]); err != nil {
 		_ = unix.Close(p[1])
 		return err
@@ -246,8 +262,17 @@ func restorePipe(r *object.Restorer, ref stream.Ref, s *pipeState) error {
 	if err := m.setSize(); err != nil {
 		return err
 	}
+	if err := m.look.own(m.ends[0]); err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
+	if err := m.look.setTimes(m.ends[0]); err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
 	r.Remember(ref, m)
-	r.OnContent(ref, m.content)
+	r.OnContent(ref, func(meta *object.Data, data []byte) error {
+		// Every write to a pipe is a modification of it.
+		return errors.Join(m.content(meta, data), m.look.setTimes(m.ends[0]))
+	})
 	return nil
 }
 

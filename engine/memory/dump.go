@@ -170,9 +170,6 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 			continue
 		}
 		area.Of = of.ref
-		if v.Prot&procfs.ProtShared != 0 && !of.shm && !of.ref.IsZero() {
-			m.d.MapsShared = true
-		}
 		if of.shm {
 			area.Flags = strings.TrimPrefix(strings.TrimPrefix(area.Flags, "mw"), " ") // always open for writing
 		}

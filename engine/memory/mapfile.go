@@ -27,10 +27,12 @@ type File struct {
 	BuildID []byte `msgpack:"build_id,omitempty"`
 	Zero    bool   `msgpack:"zero,omitempty"` // the device 1:5, /dev/zero
 	// Deleted: it has no name any more, and its contents follow in data records. Path is the name that it had.
-	Deleted bool   `msgpack:"deleted,omitempty"`
-	Mode    uint32 `msgpack:"mode,omitempty"` // permissions, of a deleted one
-	UID     uint32 `msgpack:"uid,omitempty"`
-	GID     uint32 `msgpack:"gid,omitempty"`
+	Deleted bool `msgpack:"deleted,omitempty"`
+	// Modify is its modification time in ns since 1970, when nothing else tells that it is the same: no build id.
+	Modify int64  `msgpack:"mtime,omitempty"`
+	Mode   uint32 `msgpack:"mode,omitempty"` // permissions, of a deleted one
+	UID    uint32 `msgpack:"uid,omitempty"`
+	GID    uint32 `msgpack:"gid,omitempty"`
 }
 
 const deletedSuffix = " (deleted)"
@@ -104,6 +106,9 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 		f.BuildID = m.buildID(v)
 	}
 	if m.leadsTo(link, &st) {
+		if len(f.BuildID) == 0 {
+			f.Modify = st.Mtim.Nano()
+		}
 		return m.addFile(fileKey{st.Dev, st.Ino, link}, f, path)
 	}
 	if st.Nlink > 0 {

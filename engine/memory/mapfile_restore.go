@@ -81,7 +81,7 @@ func restoreFile(r *object.Restorer, ref stream.Ref, f *File) error {
 	if f.Deleted {
 		fd, err = makeDeleted(r, ref, f, h)
 	} else {
-		fd, err = openMapped(f, use, unix.O_RDONLY)
+		fd, err = openMapped(r, f, use, unix.O_RDONLY)
 	}
 	if err != nil {
 		return err
@@ -91,7 +91,7 @@ func restoreFile(r *object.Restorer, ref stream.Ref, f *File) error {
 	}
 	// Both are needed: a mapping of a file that is open for reading only can never be made writable, and programs may rely on it.
 	if use.write {
-		if fd, err = openMapped(f, use, unix.O_RDWR); err != nil {
+		if fd, err = openMapped(r, f, use, unix.O_RDWR); err != nil {
 			return err
 		}
 		if h.shared, err = r.Pool(fd.Disown()); err != nil {
@@ -123,19 +123,19 @@ func usesOf(r *object.Restorer, ref stream.Ref, h *fileHandle) (map[uint32]*file
 }
 
 // openMapped opens a file by its name and compares it with what the image says of it.
-func openMapped(f *File, use *fileUse, mode int) (*sys.FD, error) {
+func openMapped(r *object.Restorer, f *File, use *fileUse, mode int) (*sys.FD, error) {
 	// O_NONBLOCK: whatever took the file's name meanwhile must not hold us up.
 	fd, err := sys.Open(f.Path, mode|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening mapped file: %w", err)
 	}
-	if err := checkMapped(fd, f, use); err != nil {
+	if err := checkMapped(r, fd, f, use); err != nil {
 		return nil, errors.Join(fmt.Errorf("mapped file %s: %w", f.Path, err), fd.Close())
 	}
 	return fd, nil
 }
 
-func checkMapped(fd *sys.FD, f *File, use *fileUse) error {
+func checkMapped(r *object.Restorer, fd *sys.FD, f *File, use *fileUse) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd.Int(), &st); err != nil {
 		return fmt.Errorf("looking at it: %w", err)
@@ -151,6 +151,10 @@ func checkMapped(fd *sys.FD, f *File, use *fileUse) error {
 	}
 	if need := min(f.Size, use.end); uint64(st.Size) < need {
 		return fmt.Errorf("it has %d bytes, and %d are mapped", st.Size, need)
+	}
+	// Pages of it that a process had not written to are not in the image.
+	if err := r.Unchanged(f.Path, &st, int64(f.Size), f.Modify); err != nil {
+		return err
 	}
 	if !use.execute {
 		return nil

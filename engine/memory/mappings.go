@@ -9,6 +9,7 @@ import (
 	"crpipe/arch"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/object"
 )
 
 // What smaps says of mappings costs 10 ms for 256 MiB that are there, since the kernel walks all page tables for counters that
@@ -55,7 +56,15 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 	}
 	areas, ok := answer.Get()
 	if !ok {
+		m.d.LocksUnknown = true
 		return nil, false, nil
+	}
+	for i := range areas {
+		locked, ok := areas[i].Locked.Get()
+		m.d.LocksUnknown = m.d.LocksUnknown || !ok
+		if locked {
+			m.d.MappedLocks = append(m.d.MappedLocks, object.MappedLock{Process: m.p, Start: areas[i].Start, End: areas[i].End, File: areas[i].File})
+		}
 	}
 	list = make([]procfs.SmapsVMA, len(maps))
 	for i := range maps {

@@ -26,8 +26,10 @@ type Dumper struct {
 	External  []string   // names that the user declared external (--external)
 	Warn      func(format string, args ...any)
 
-	// MapsShared says that some process maps a file shared, which keeps the open file, and its locks, without a descriptor.
-	MapsShared bool
+	// MappedLocks are the mappings of files to which locks or leases belong: a mapping keeps the open file, and with it the
+	// lock, without a descriptor. LocksUnknown says that some mappings could not be asked.
+	MappedLocks  []MappedLock
+	LocksUnknown bool
 
 	records  []record
 	links    []record
@@ -36,6 +38,13 @@ type Dumper struct {
 	nextRef  uint32
 	once     map[any]stream.Ref
 	ids      map[int]bool
+}
+
+// MappedLock is a mapping that holds an open file with a lock.
+type MappedLock struct {
+	Process    *Process
+	Start, End arch.Addr
+	File       kernelview.ID
 }
 
 // A Bulk is the contents of one object, written after all metadata.

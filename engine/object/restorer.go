@@ -21,6 +21,8 @@ type Restorer struct {
 	Inherit map[string]int // names of external objects, and the descriptors of the caller that stand in for them
 	Wait    bool           // cr-restore stays: its own standard descriptors stand in for external ones
 	Warn    func(format string, args ...any)
+	// AllowChanged are patterns (--allow-changed) of the paths of files that may have changed since the dump.
+	AllowChanged []string
 	// StdinTaken says that cr-restore reads the image from its standard input, so that nobody else can.
 	StdinTaken bool
 

@@ -145,7 +145,7 @@ func (j *Job) output(given *os.File, name string) *os.File {
 		return given
 	}
 	// O_APPEND: two writers of one file must not write over each other, as in a shell's 2>>
-	f, err := os.OpenFile(filepath.Join(j.Aux, name), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o644)
+	f, err := os.OpenFile(filepath.Join(j.Aux, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		j.T.Fatal(err)
 	}

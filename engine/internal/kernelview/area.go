@@ -16,6 +16,9 @@ type Area struct {
 	Policy    Maybe[bool] // a NUMA policy of its own (mbind(2)), or of the shared memory that it shows
 	Named     Maybe[bool] // has a name from PR_SET_VMA
 	Userfault Maybe[bool] // registered with userfaultfd(2)
+	// Locked says that a lock or lease belongs to the open file that the mapping
+	// holds: it lives as long as the mapping does, whatever is closed.
+	Locked Maybe[bool]
 
 	word uint64 // vm_flags
 }

@@ -205,6 +205,9 @@ func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
 	for i := range areas {
 		areas[i].File = v.id(files[i])
 	}
+	if err := v.lockedAreas(areas, files); err != nil {
+		return nil, err
+	}
 	return areas, v.sharedPolicies(areas, ops, files)
 }
 

@@ -208,6 +208,9 @@ func (v *bpfView) Pipe(file ID) (Pipe, error) {
 		return Pipe{}, fmt.Errorf("reading pipe content: %w", errFault)
 	}
 	p := Pipe{ID: v.id(addr), Slots: ring.V, Readers: readers.V, Writers: writers.V, Files: files.V}
+	if queue, ok := l.uint(b, fPipeWatch); ok && queue != 0 {
+		p.Notifications = true
+	}
 	if used == 0 {
 		return p, nil
 	}

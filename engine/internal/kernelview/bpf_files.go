@@ -355,6 +355,8 @@ func (v *bpfView) file(f *File, b []byte, r *fileBlocks) {
 	f.Dev = deviceNumber(num[uint32](l, r.supers[sb], fSBDev))
 	f.FSType = num[uint64](l, r.supers[sb], fSBMagic)
 	f.Locks = v.locks(inode, r)
+	f.Linkable = bitsSet(l, inode, fIState, factLinkable)
+	f.WriteHint = num[uint8](l, inode, fIHint)
 
 	opAddr, _ := l.uint(b, fFOp)
 	f.Kind = v.kind(f, r.ops[opAddr])

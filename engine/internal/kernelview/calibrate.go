@@ -25,7 +25,7 @@ func (v *bpfView) calibrate() (complete bool) {
 	for _, part := range []func(*calibration) error{
 		(*calibration).task, (*calibration).space, (*calibration).mdwe,
 		(*calibration).mdweNoInherit, (*calibration).onFault, (*calibration).speculation,
-		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas,
+		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas, (*calibration).tmpfiles,
 		(*calibration).registers, (*calibration).queues,
 	} {
 		err := withHelper(func(h *helper) error { return part(&calibration{v, h}) })

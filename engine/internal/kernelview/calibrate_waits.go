@@ -3,6 +3,7 @@ package kernelview
 import (
 	"encoding/binary"
 	"math/bits"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,4 +152,56 @@ func (c *calibration) pipes() error {
 		c.v.l.facts[factPacket] = fact{known: true, value: bit}
 	}
 	return nil
+}
+
+// tmpfiles finds what tells a file of O_TMPFILE that may be given a name from one
+// that may not (O_EXCL): two files of our own without a name, that are closed at
+// once.
+func (c *calibration) tmpfiles() error {
+	if !c.v.l.has(fIState) {
+		return errNoField
+	}
+	for _, dir := range []string{"/dev/shm", os.TempDir(), "/var/tmp", "/run"} {
+		var states [2]uint64
+		err := error(nil)
+		for i, flags := range []int{unix.O_EXCL, 0} {
+			if states[i], err = c.tmpfileState(dir, flags); err != nil {
+				break
+			}
+		}
+		if bit := states[1] &^ states[0]; err == nil && bits.OnesCount64(bit) == 1 && states[0]&^states[1] == 0 {
+			c.v.l.facts[factLinkable] = fact{known: true, value: bit}
+			return nil
+		}
+	}
+	return errNoField
+}
+
+func (c *calibration) tmpfileState(dir string, flags int) (uint64, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|flags, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	tables, err := c.v.Files([]int{os.Getpid()})
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range tables[0].FDs {
+		if d.FD != fd {
+			continue
+		}
+		for addr, id := range c.v.ids {
+			if id != d.File.Inode.V {
+				continue
+			}
+			b, err := c.v.mem.peek(addr, c.v.l.span["inode"])
+			if err != nil {
+				return 0, err
+			}
+			state, _ := c.v.l.uint(b, fIState)
+			return state, nil
+		}
+	}
+	return 0, errFault
 }

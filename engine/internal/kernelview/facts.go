@@ -42,6 +42,7 @@ const (
 	factMXCSRMask                      // of the initial state
 	factQueues                         // queues of signals and masks are read right (1)
 	factRseqLen                        // length of a registration where the task does not keep it; 0: it does
+	factLinkable                       // inode.i_state: I_LINKABLE
 	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
@@ -56,6 +57,7 @@ var factNames = nameFacts([firstVMCode]string{
 	"membarrier global", "membarrier private", "membarrier sync", "membarrier rseq",
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
 	"stack top", "fpstate", "xstate", "xfeatures", "xfeatures verified", "mxcsr mask", "signal queues", "rseq length",
+	"linkable",
 })
 
 // nameFacts adds the names of the facts that are codes of mappings.

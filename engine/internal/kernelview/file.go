@@ -74,6 +74,11 @@ type File struct {
 	// Locks says that some process holds a lock or a lease on the inode, not
 	// necessarily through this file.
 	Locks Maybe[bool]
+	// Linkable says that the inode was made with O_TMPFILE without O_EXCL, so that
+	// linkat(2) may give it a name.
+	Linkable Maybe[bool]
+	// WriteHint is the inode's RWH_WRITE_LIFE_* value (F_SET_RW_HINT).
+	WriteHint Maybe[uint8]
 }
 
 // Owner is who gets SIGIO: F_GETOWN_EX, F_GETSIG, F_GETOWNER_UIDS.
@@ -140,7 +145,9 @@ type Pipe struct {
 	Readers uint32 // open files with read access (not descriptors)
 	Writers uint32
 	Files   uint32
-	Buffers []PipeBuffer // oldest first
+	// Notifications: the kernel writes into it (O_NOTIFICATION_PIPE).
+	Notifications bool
+	Buffers       []PipeBuffer // oldest first
 }
 
 // PipeBuffer is one message or part of the byte stream.

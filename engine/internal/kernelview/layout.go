@@ -400,8 +400,15 @@ var (
 	fLockF    = want("file_lock_context.flc_flock")
 	fLockP    = want("file_lock_context.flc_posix")
 	fLockL    = want("file_lock_context.flc_lease")
-	fMntMnt   = want("mount.mnt")
-	fMntID    = want("mount.mnt_id")
+	fIState   = want("inode.i_state")
+	fIHint    = want("inode.i_write_hint")
+
+	fCoreList  = want("file_lock_core.flc_list") // since 6.9, before it:
+	fCoreOwner = want("file_lock_core.flc_owner")
+	fOldList   = want("file_lock.fl_list")
+	fOldOwner  = want("file_lock.fl_owner")
+	fMntMnt    = want("mount.mnt")
+	fMntID     = want("mount.mnt_id")
 
 	fEvCount = want("eventfd_ctx.count")
 	fEvFlags = want("eventfd_ctx.flags")
@@ -437,6 +444,7 @@ var (
 	fPipeWriters = want("pipe_inode_info.writers")
 	fPipeFiles   = want("pipe_inode_info.files")
 	fPipeBufs    = want("pipe_inode_info.bufs")
+	fPipeWatch   = want("pipe_inode_info.watch_queue") // with CONFIG_WATCH_QUEUE only
 	fBufSize     = want("pipe_buffer")
 	fBufLen      = want("pipe_buffer.len")
 	fBufFlags    = want("pipe_buffer.flags")
