@@ -37,6 +37,7 @@ type objectKey struct {
 	major, minor uint32
 	inode        uint64
 	path         string
+	write        bool // shared, and open for writing
 }
 
 // Dump adds the address space of p and whatever it refers to, and sets p.MM. Everything in it that cannot be kept is
@@ -195,7 +196,7 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 
 // object returns what a mapping shows, looking at each object once a process.
 func (m *mmDump) object(v *procfs.SmapsVMA) (mapped, error) {
-	key := objectKey{v.Major, v.Minor, v.Inode, v.Path}
+	key := objectKey{v.Major, v.Minor, v.Inode, v.Path, v.Prot&procfs.ProtShared != 0 && v.Flags.Has("mw")}
 	if of, ok := m.objects[key]; ok {
 		return of, nil
 	}
