@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 
+	"golang.org/x/sys/unix"
+
 	"crpipe/arch"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
@@ -68,8 +70,15 @@ func (rs *restoration) prune(b *tracee.Batch, x *tasks.Birth) {
 			}
 		}
 	}
-	had := rs.needs[x.Creator]
-	if x.Creator == nil {
+	if x.Share&unix.CLONE_VM != 0 {
+		return // it is its creator's
+	}
+	maker := x.Creator
+	for maker != nil && maker.Share&unix.CLONE_VM != 0 {
+		maker = maker.Creator
+	}
+	had := rs.needs[maker]
+	if maker == nil {
 		had = rs.bank.Everything()
 	}
 	rs.bank.Prune(b, had, rs.needs[x])

@@ -18,9 +18,6 @@ import (
 // spawn starts the stub with the pool of open files, and has it make what must be born inside a task.
 func (rs *restoration) spawn() error {
 	count := 2 + len(rs.forest.All)
-	for _, p := range rs.procs {
-		count += len(p.threads)
-	}
 	var err error
 	if rs.arena, err = tracee.NewArena(rs.arch, count, 0); err != nil {
 		return err
@@ -58,68 +55,81 @@ func (rs *restoration) spawn() error {
 	return rs.tracer.RunOne(rs.stub, b)
 }
 
-// makeProcesses grows the tree, a generation a batch.
+// makeProcesses grows the tree, threads and all, a generation a batch.
 func (rs *restoration) makeProcesses() error {
-	rs.ghosts = map[*tasks.Birth]*tracee.Task{}
-	made := map[*tasks.Birth]*tracee.Task{}
-	if err := rs.generation([]*tasks.Birth{nil}, made); err != nil {
+	rs.made = make(map[*tasks.Birth]*tracee.Task, len(rs.forest.All))
+	if err := rs.generation([]*tasks.Birth{nil}); err != nil {
 		return err
 	}
-	for level := 0; ; level++ {
-		var creators []*tasks.Birth
-		deeper := false
-		for _, b := range rs.forest.All {
-			if b.Depth == level {
-				deeper = true
-				creators = append(creators, b)
-			}
+	// All comes sorted by generations.
+	for all := rs.forest.All; len(all) > 0; {
+		n := 1
+		for n < len(all) && all[n].Depth == all[0].Depth {
+			n++
 		}
-		if !deeper {
-			break
+		if err := rs.generation(all[:n]); err != nil {
+			return err
 		}
-		if err := rs.generation(creators, made); err != nil {
+		all = all[n:]
+	}
+	for _, p := range rs.procs {
+		p.task = rs.made[p.birth]
+		for _, t := range p.threads {
+			t.task = rs.made[t.birth]
+		}
+	}
+	if rs.bank == nil { // else the stub is needed until everybody has its memory
+		b := rs.arena.NewBatch()
+		b.Call(b.Sys().ExitGroup, 0)
+		if err := rs.tracer.RunOne(rs.stub, b); err != nil {
 			return err
 		}
 	}
-	if rs.bank != nil {
-		return nil // the stub is needed until everybody has its memory
-	}
-	// The stub has done its work.
-	b := rs.arena.NewBatch()
-	b.Call(b.Sys().ExitGroup, 0)
-	return rs.tracer.RunOne(rs.stub, b)
+	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		if flags := t.birth.Unshare; flags != 0 {
+			b.Call(b.Sys().Unshare, flags)
+		}
+		return nil
+	})
 }
 
 // generation has each of the creators (nil: the stub) do all that it does before anybody else's help is needed: bear
 // those who must be older than its session, leave the session, bear the others.
-func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth]*tracee.Task) error {
+func (rs *restoration) generation(creators []*tasks.Birth) error {
 	var who []*tracee.Task
 	var batches []*tracee.Batch
-	type born struct {
-		b *tasks.Birth
-		c *tracee.Call
-	}
-	var all []born
+	var all []*tasks.Birth
+	var calls []*tracee.Call
 	for _, creator := range creators {
 		b := rs.arena.NewBatch()
+		slack := uint64(0)
+		shareIO := false
 		bear := func(list []*tasks.Birth) {
 			for _, x := range list {
-				if !x.Ghost() && !x.Process.Zombie {
-					passSlack(b, rs.byPID[x.PID].threads[0])
+				if t := x.State(); t != nil && t.Prctls.DefaultSlack != slack {
+					slack = t.Prctls.DefaultSlack
+					passSlack(b, slack)
 				}
-				all = append(all, born{x, rs.bear(b, creator, x)})
+				if x.Share&unix.CLONE_IO != 0 && !shareIO {
+					// A task has an I/O context to share only once it has asked for a priority (copy_io in kernel/fork.c).
+					const who = 1 // IOPRIO_WHO_PROCESS: the caller
+					b.Call(b.Sys().IoprioSet, who, 0, 0)
+					shareIO = true
+				}
+				all = append(all, x)
+				calls = append(calls, rs.bear(b, creator, x))
 			}
 		}
 		task := rs.stub
 		if creator == nil {
 			bear(rs.forest.Roots)
 		} else {
-			task = made[creator]
+			task = rs.made[creator]
 			rs.prune(b, creator)
 			if creator.Depth == 0 && len(rs.mounts) > 0 {
 				namespaces.ProcCalls(b, b.Sys().Mount, rs.mounts)
 			}
-			if creator.Process != nil && creator.Process.Subreaper {
+			if creator.Process != nil && creator.Process.Subreaper && !creator.Thread {
 				b.Call(b.Sys().Prctl, unix.PR_SET_CHILD_SUBREAPER, 1)
 			}
 			bear(creator.Before)
@@ -127,6 +137,9 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 				b.Call(b.Sys().Setsid)
 			}
 			bear(creator.After)
+			if err := rs.takeSteps(b, creator, bear); err != nil {
+				return err
+			}
 		}
 		if b.Len() == 0 {
 			continue
@@ -136,17 +149,14 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 	if len(batches) == 0 {
 		return nil
 	}
-	if err := rs.tracer.Run(who, batches); err != nil {
-		return rs.explainTaken(err)
-	}
-	for _, x := range all {
-		task := x.c.Child()
-		made[x.b] = task
-		if x.b.Ghost() {
-			rs.ghosts[x.b] = task
-		} else {
-			rs.byPID[x.b.PID].task = task
+	err := rs.tracer.Run(who, batches)
+	for i, x := range all {
+		if calls[i].Result() > 0 {
+			rs.made[x] = calls[i].Child()
 		}
+	}
+	if err != nil {
+		return rs.explainTaken(err)
 	}
 	return nil
 }
@@ -154,21 +164,15 @@ func (rs *restoration) generation(creators []*tasks.Birth, made map[*tasks.Birth
 // bear adds the call with which creator makes x.
 func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Call {
 	// A stand-in's siblings take over its exit signal. What it sends itself is forgotten (forgetChildren).
-	args := sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}
+	args := sys.CloneArgs{Flags: x.Share, ExitSignal: uint64(unix.SIGCHLD)}
 	if x.Process != nil {
 		args.ExitSignal = uint64(uint32(x.Process.ExitSignal))
 	}
 	if x.Sibling {
 		args.Flags |= unix.CLONE_PARENT
-		args.ExitSignal = 0 // taken from the creator
 	}
-	if creator != nil && creator.Process != nil && x.Process != nil && !x.Process.Zombie && !creator.Process.Zombie {
-		if x.Process.Files == creator.Process.Files {
-			args.Flags |= unix.CLONE_FILES
-		}
-		if x.Process.FS == creator.Process.FS {
-			args.Flags |= unix.CLONE_FS
-		}
+	if x.Sibling || x.Thread {
+		args.ExitSignal = 0 // taken from the creator, and none
 	}
 	tid := int(x.PID)
 	if rs.ownPIDs {
@@ -177,15 +181,15 @@ func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Ca
 			args.Flags |= unix.CLONE_NEWPID
 		}
 	}
-	return b.Clone(args, []int32{x.PID}, tid).Note("process %d", x.PID)
+	return b.Clone(args, []int32{x.PID}, tid).Note("task %d", x.PID)
 }
 
 // passSlack adds the call by which a creator gives the thread that it makes next its default timer slack: that is what
 // the creator's own slack is at that moment (copy_process in kernel/fork.c). A default of 0, which only children of
 // real-time threads have, cannot be passed on.
-func passSlack(b *tracee.Batch, t *thread) {
-	if t.state.Prctls.DefaultSlack != 0 {
-		b.Call(b.Sys().Prctl, unix.PR_SET_TIMERSLACK, t.state.Prctls.DefaultSlack)
+func passSlack(b *tracee.Batch, slack uint64) {
+	if slack != 0 {
+		b.Call(b.Sys().Prctl, unix.PR_SET_TIMERSLACK, slack)
 	}
 }
 
@@ -197,9 +201,9 @@ func (rs *restoration) explainTaken(err error) error {
 	need := map[int]bool{}
 	for _, p := range rs.procs {
 		for _, t := range p.threads {
-			need[int(t.state.TID)] = t.task == nil
+			need[int(t.state.TID)] = rs.unmade(t.birth)
 		}
-		need[int(p.state.PID)] = p.task == nil
+		need[int(p.state.PID)] = rs.unmade(p.birth)
 	}
 	taken, e := takenIDs(need)
 	switch {
@@ -210,6 +214,9 @@ func (rs *restoration) explainTaken(err error) error {
 	}
 	return taken
 }
+
+// unmade says whether the batch that was to make b has not come to that.
+func (rs *restoration) unmade(b *tasks.Birth) bool { return rs.made[b] == nil }
 
 // joinGroups puts everybody into the right process group: leaders make theirs, the others join, and then, one by one,
 // those leaders go who are in another group than they lead. Then it lets the stand-ins leave.
@@ -222,7 +229,7 @@ func (rs *restoration) joinGroups() error {
 			if !leaders {
 				group = rs.groupOf(x)
 			}
-			if x.Leads != leaders || x.Setsid || group == 0 {
+			if x.Thread || x.Leads != leaders || x.Setsid || group == 0 {
 				continue
 			}
 			who, batches = append(who, rs.taskOf(x)), append(batches, rs.setGroup(group))
@@ -268,12 +275,7 @@ func (rs *restoration) outsideGroup(x *tasks.Birth) int32 {
 	return x.Process.Group
 }
 
-func (rs *restoration) taskOf(x *tasks.Birth) *tracee.Task {
-	if x.Ghost() {
-		return rs.ghosts[x]
-	}
-	return rs.byPID[x.PID].task
-}
+func (rs *restoration) taskOf(x *tasks.Birth) *tracee.Task { return rs.made[x] }
 
 // dismissGhosts ends the stand-ins, those that others were made by last, and has their parents reap them.
 func (rs *restoration) dismissGhosts() error {
@@ -284,7 +286,7 @@ func (rs *restoration) dismissGhosts() error {
 		}
 		b := rs.arena.NewBatch()
 		b.Call(b.Sys().ExitGroup, 0)
-		if err := rs.tracer.RunOne(rs.ghosts[x], b); err != nil {
+		if err := rs.tracer.RunOne(rs.taskOf(x), b); err != nil {
 			return err
 		}
 		if x.Reaper == nil {
@@ -297,6 +299,30 @@ func (rs *restoration) dismissGhosts() error {
 		}
 	}
 	return nil
+}
+
+// endLeaders ends the leaders of processes of which only other threads have lived on. What they have made goes to the
+// first of these.
+func (rs *restoration) endLeaders() error {
+	var who []*tracee.Task
+	var batches []*tracee.Batch
+	for _, p := range rs.procs {
+		if !p.state.LeaderDead {
+			continue
+		}
+		b := rs.arena.NewBatch()
+		n := b.Sys()
+		b.Call(n.Prctl, unix.PR_SET_NAME, p.state.Comm)
+		b.Call(n.Setresgid, p.state.GID, p.state.GID, p.state.GID)
+		b.Call(n.Setresuid, p.state.UID, p.state.UID, p.state.UID)
+		b.Call(n.Exit, p.state.WaitStatus>>8)
+		who, batches = append(who, p.task), append(batches, b)
+		p.task = p.threads[0].task
+	}
+	if len(batches) == 0 {
+		return nil
+	}
+	return rs.tracer.Run(who, batches)
 }
 
 // initialState is what every new task starts with, inherited from cr-restore's tracing thread.

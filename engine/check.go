@@ -27,14 +27,16 @@ func (rs *restoration) checkProcess(p *process) error {
 	if len(p.threads) == 0 {
 		return object.BadImagef("it has no thread")
 	}
-	if _, err := rs.seccomp(p); err != nil {
+	if err := rs.checkSeccomp(p); err != nil {
 		return err
 	}
-	if _, err := object.State[files.TableState](rs.plan, p.state.Files); err != nil {
-		return err
-	}
-	if _, err := object.State[files.FSState](rs.plan, p.state.FS); err != nil {
-		return err
+	for _, t := range p.threads {
+		if _, err := object.State[files.TableState](rs.plan, t.files()); err != nil {
+			return err
+		}
+		if _, err := object.State[files.FSState](rs.plan, t.fs()); err != nil {
+			return err
+		}
 	}
 	s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
 	if err != nil {
@@ -100,49 +102,20 @@ func (rs *restoration) checkHost() error {
 }
 
 // checkShared refuses, in a dump, a tree that could not be made again: the plan of a restore is made as a rehearsal.
-func checkShared(d *object.Dumper, states []*tasks.Process) error {
-	for _, s := range states {
+func checkShared(d *object.Dumper, families []tasks.Family) error {
+	for _, s := range families {
 		if s.PID == 0 || !s.Zombie && (s.MM.IsZero() || s.Files.IsZero() || s.FS.IsZero() || s.Sighand.IsZero()) {
 			return nil // it has been refused for that already
-		}
-	}
-	var reserved []int32
-	for _, p := range d.Processes {
-		for _, t := range p.Threads {
-			reserved = append(reserved, int32(t.ID))
 		}
 	}
 	init := int32(0)
 	if len(d.Root.Status.NSpid) > 1 && d.Root.ID == 1 {
 		init = 1
 	}
-	forest, err := tasks.PlanForest(states, reserved, init)
-	if err == nil {
-		err = forest.CheckShared()
-	}
-	if err != nil {
+	if _, err := tasks.PlanForest(families, init); err != nil {
 		return d.Root.Error("", object.Unsupportedf("the tree of processes cannot be made again: %s", strings.TrimPrefix(err.Error(), "image: ")))
 	}
 	return nil
-}
-
-// checkContextSharing warns of threads that share an I/O context (CLONE_IO of clone(2)): each gets one of its own, with the
-// same priority.
-func checkContextSharing(d *object.Dumper) {
-	first := map[any]*object.Thread{}
-	for _, p := range d.Processes {
-		for _, t := range p.Threads {
-			id, ok := t.View.IOContext.Get()
-			if !ok || id == 0 {
-				continue
-			}
-			if other := first[id]; other != nil {
-				d.Warn("pid %d (%s): thread %d shares its I/O context with %d (CLONE_IO); a restore gives each its own", p.PID, p.Comm(), t.TID, other.TID)
-				continue
-			}
-			first[id] = t
-		}
-	}
 }
 
 // resetInherited adds the calls by which the first task gives up what it has of cr-restore itself and what no record says

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -66,10 +67,14 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 		return err
 	}
 	defer view.Close()
-	deadline := time.Now().Add(transientTime)
+	begin := time.Now()
 	for pause := time.Millisecond; ; pause *= 2 {
 		err := dumpOnce(ctx, w, a, view, &o)
-		if !errors.Is(err, errTransient) || o.Ticket != nil || time.Now().After(deadline) {
+		var vfork *vforkError
+		switch late := time.Since(begin); {
+		case errors.As(err, &vfork) && (late > vforkTime || o.Ticket != nil):
+			return vfork.refusal
+		case !errors.Is(err, errTransient) || late > transientTime || o.Ticket != nil:
 			return err
 		}
 		// The tree runs again; what it was caught in passes by itself.
@@ -84,6 +89,18 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 // transientTime is how long a dump waits for a state to pass that cannot be dumped and does not last.
 const transientTime = 2 * time.Second
 
+// vforkTime is how long it waits for a vfork to come to its exec, which mostly takes less than a millisecond.
+const vforkTime = 200 * time.Millisecond
+
+// vforkError is a parent that waits in vfork(2). It passes, or else is refused: the kernel lets such a task do nothing before
+// its child has called exec or has ended, and a restore needs it to do all that it needs for its own state.
+type vforkError struct{ refusal error }
+
+func (e *vforkError) Error() string { return e.refusal.Error() }
+func (e *vforkError) Unwrap() error { return errTransient }
+
+const vforkHint = "wait until the child has called execve, or has ended"
+
 func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions) (err error) {
 	report(o.Progress, "freezing", 0)
 	for _, pid := range o.PIDs {
@@ -93,7 +110,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	}
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
-		return fmt.Errorf("%w: %w", err, errTransient)
+		return &vforkError{&object.Unsupported{What: err.Error(), Do: vforkHint}}
 	}
 	if err != nil {
 		return err
@@ -173,10 +190,11 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	if err != nil {
 		return fmt.Errorf("reading the processors that are online: %w", err)
 	}
-	var states []*tasks.Process
+	shared := shareNumbers(d)
+	var families []tasks.Family
 	for _, p := range d.Processes {
 		s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
-		states = append(states, s)
+		family := tasks.Family{Process: s}
 		ref, err := dumpProcess(d, p, s, held)
 		if err != nil {
 			d.Refuse(err)
@@ -184,18 +202,23 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 		}
 		err = held.do(func() error {
 			for _, t := range p.Threads {
-				if err := dumpThread(d, t, ref, online); err != nil {
+				thread, err := dumpThread(d, t, ref, online, shared)
+				if err != nil {
 					return err
 				}
+				family.Threads = append(family.Threads, thread)
 			}
 			return nil
 		})
 		if err != nil {
 			d.Refuse(err)
+			continue
 		}
+		families = append(families, family)
 	}
-	checkContextSharing(d)
-	d.Refuse(checkShared(d, states))
+	if len(families) == len(d.Processes) {
+		d.Refuse(checkShared(d, families))
+	}
 	return nil
 }
 
@@ -212,6 +235,14 @@ func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *tr
 			return stream.Ref{}, err
 		}
 		return d.Add(tasks.ProcessKind.Type, s), nil
+	}
+	if p.Stat.State == 'Z' {
+		if err := tasks.DumpDeadLeader(p, s); err != nil {
+			return stream.Ref{}, err
+		}
+	}
+	if s.ParentThread, err = parentThread(p); err != nil {
+		return stream.Ref{}, err
 	}
 	if s.Limits, err = tasks.DumpLimits(p); err != nil {
 		return stream.Ref{}, err
@@ -242,31 +273,87 @@ func aliveIn(d *object.Dumper) func(id int) bool {
 	}
 }
 
+// parentThread returns the thread of the parent whose child p is, 0 for its leader.
+func parentThread(p *object.Process) (int32, error) {
+	if p.Parent == nil {
+		return 0, nil
+	}
+	tid, ok := p.Leader().View.Parent.Get()
+	for _, t := range p.Parent.Threads {
+		switch {
+		case ok:
+		case len(p.Parent.Threads) == 1:
+			tid = t.TID
+		default:
+			children, err := procfs.ReadChildren(p.Parent.PID, t.TID)
+			if err != nil {
+				return 0, p.Error("", fmt.Errorf("looking for the thread of its parent that it is a child of: %w", err))
+			}
+			if slices.Contains(children, p.PID) {
+				tid = t.TID
+			}
+		}
+		if t.TID == tid && t.TID != p.Parent.PID {
+			return int32(t.ID), nil
+		}
+	}
+	return 0, nil
+}
+
+// sharing are the numbers by which the image says which threads share I/O contexts and lists of semaphore adjustments.
+type sharing struct{ io, sem map[kernelview.ID]uint32 }
+
+// shareNumbers gives every such object that several threads of the tree have the number of the first of them.
+func shareNumbers(d *object.Dumper) sharing {
+	number := func(of func(*kernelview.Thread) kernelview.Maybe[kernelview.ID]) map[kernelview.ID]uint32 {
+		first, shared := map[kernelview.ID]uint32{}, map[kernelview.ID]uint32{}
+		for _, p := range d.Processes {
+			for _, t := range p.Threads {
+				id, ok := of(t.View).Get()
+				if !ok || id == 0 {
+					continue
+				}
+				if n, met := first[id]; met {
+					shared[id] = n
+				} else {
+					first[id] = uint32(t.ID)
+				}
+			}
+		}
+		return shared
+	}
+	return sharing{
+		io:  number(func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.IOContext }),
+		sem: number(func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.SysVSem }),
+	}
+}
+
 // dumpThread runs on the tracer's thread where there is one.
-func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online []byte) error {
-	s := &tasks.Thread{Process: process, TID: int32(t.ID), Comm: t.Status.Name}
+func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online []byte, shared sharing) (*tasks.Thread, error) {
+	s := &tasks.Thread{Process: process, TID: int32(t.ID), Comm: t.Status.Name, Files: t.Files, FS: t.FS,
+		IOContext: shared.io[t.View.IOContext.V], SysVSem: shared.sem[t.View.SysVSem.V]}
 	var err error
 	if s.Creds, err = tasks.DumpCredentials(t); err != nil {
-		return err
+		return nil, err
 	}
 	if s.Sched, err = tasks.DumpScheduling(t, online); err != nil {
-		return err
+		return nil, err
 	}
 	if err := tasks.DumpSeccomp(d, t, s); err != nil {
-		return err
+		return nil, err
 	}
 	s.Prctls = tasks.DumpPrctls(d, t)
 	if err := tasks.DumpPointers(d, t, s); err != nil {
-		return err
+		return nil, err
 	}
 	if s.Signals, err = signals.DumpThread(t, d.Arch); err != nil {
-		return err
+		return nil, err
 	}
 	if s.Regs, err = dumpRegsets(d.Arch, t); err != nil {
-		return t.Process.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
+		return nil, t.Process.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
 	}
 	d.AddPlain(tasks.ThreadKind.Type, s)
-	return nil
+	return s, nil
 }
 
 // dumpRegsets reads every register set; NT_PRSTATUS is as readRegisters and the restart left it.
@@ -303,9 +390,17 @@ func dumpRegsets(a *arch.Arch, t *object.Thread) ([]tasks.Regset, error) {
 	return out, nil
 }
 
+// cgroupTask is a live thread of a process: a dead leader stays where it was when the others are moved.
+func cgroupTask(p *object.Process) int {
+	if len(p.Threads) > 0 {
+		return p.Leader().TID
+	}
+	return p.PID
+}
+
 // cgroupsOf returns the memberships of a process, those from before the freeze where the freezer has moved it.
 func cgroupsOf(p *object.Process, held *treeHold) ([]tasks.Cgroup, error) {
-	lines, err := procfs.ReadCgroups(p.PID)
+	lines, err := procfs.ReadCgroups(cgroupTask(p))
 	if err != nil {
 		return nil, err
 	}

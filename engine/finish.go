@@ -9,9 +9,11 @@ import (
 	"crpipe/engine/files"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
+	"crpipe/engine/memory"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
 	"crpipe/engine/tasks"
+	"crpipe/stream"
 )
 
 // live calls f for every process that is not a zombie, and runs the batches that it fills, all at once. A batch that
@@ -58,9 +60,21 @@ func (rs *restoration) everyThread(f func(t *thread, b *tracee.Batch) error) err
 	return rs.tracer.Run(who, batches)
 }
 
+// eachSpace is live for address spaces: one process of those that share one is asked.
+func (rs *restoration) eachSpace(f func(p *process, b *tracee.Batch) error) error {
+	done := map[*memory.Space]bool{}
+	return rs.live(func(p *process, b *tracee.Batch) error {
+		if done[p.space] {
+			return nil
+		}
+		done[p.space] = true
+		return f(p, b)
+	})
+}
+
 // layOut has every process make its mappings, while all files of the pool are open in it.
 func (rs *restoration) layOut() error {
-	return rs.live(func(p *process, b *tracee.Batch) error {
+	return rs.eachSpace(func(p *process, b *tracee.Batch) error {
 		return p.space.Layout(rs.r, b, [2]arch.Addr{rs.base, rs.base + arch.Addr(rs.arena.Size())})
 	})
 }
@@ -71,11 +85,22 @@ func (rs *restoration) finishProcesses() error {
 	if err := rs.endZombies(); err != nil {
 		return err
 	}
-	if err := rs.live(func(p *process, b *tracee.Batch) error {
-		if err := p.space.Finish(rs.r, b); err != nil {
-			return err
+	done := map[stream.Ref]bool{} // address spaces, directories, tables of actions
+	first := func(ref stream.Ref) bool {
+		before := done[ref]
+		done[ref] = true
+		return !before
+	}
+	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		if p := t.process; first(p.state.MM) {
+			if err := p.space.Finish(rs.r, b); err != nil {
+				return err
+			}
 		}
-		fs, err := object.State[files.FSState](rs.plan, p.state.FS)
+		if !first(t.fs()) {
+			return nil
+		}
+		fs, err := object.State[files.FSState](rs.plan, t.fs())
 		if err != nil {
 			return err
 		}
@@ -90,6 +115,9 @@ func (rs *restoration) finishProcesses() error {
 		return err
 	}
 	return rs.live(func(p *process, b *tracee.Batch) error {
+		if !first(p.state.Sighand) {
+			return nil
+		}
 		s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
 		if err != nil {
 			return err
@@ -174,7 +202,7 @@ func (rs *restoration) finishThreads() error {
 		return err
 	}
 	// Only when all threads have their credentials: each change of them makes the process undumpable again (commit_creds).
-	if err := rs.live(func(p *process, b *tracee.Batch) error {
+	if err := rs.eachSpace(func(p *process, b *tracee.Batch) error {
 		p.space.Settle(b)
 		return nil
 	}); err != nil {

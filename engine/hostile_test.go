@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
-	"crpipe/engine/files"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/object"
 	"crpipe/stream"
@@ -138,8 +137,7 @@ func TestPlanHostile(t *testing.T) {
 		{"no descriptor table", process(1, "files", ref(0, "")), ""},
 		{"directories as descriptor table", process(1, "files", refOf("fs", 0)), "does not belong"},
 		{"actions as directories", process(1, "fs", refOf("sighand", 0)), "does not belong"},
-		{"one address space twice", process(1, "mm", refOf("mm", 0)), "share an address space"},
-		{"one table of actions twice", process(1, "sighand", refOf("sighand", 0)), "share a table of signal actions"},
+		{"one table of actions twice", process(1, "sighand", refOf("sighand", 0)), "shares a table of signal actions, but not an address space"},
 		{"SIGKILL handled", func(im image) image {
 			set(&im.find(t, "sighand", 0).meta, "actions", []any{stream.Map{{Name: "signal", Value: 9}, {Name: "handler", Value: 1}}})
 			return im
@@ -170,22 +168,34 @@ func TestPlanHostile(t *testing.T) {
 		{"one timer twice", process(1, "signals.timers", []any{stream.Map{{Name: "id", Value: 1}}, stream.Map{{Name: "id", Value: 1}}}), "twice"},
 		{"a field that nobody knows", thread(1, "creds.wings", 2), "wings"},
 		{"a pid namespace without init", func(im image) image { return append(image{{typ: "ns.pid", meta: stream.Map{}}}, im...) }, "without its init"},
-		{"tables shared by brothers only", func(im image) image {
-			// A third table for the parent: its child and a brother of that share the first, and neither makes the other.
-			own := rec{typ: "fdtable", ref: 1000, meta: tree(t, &files.TableState{})}
-			mm := rec{typ: "mm", ref: 1001, meta: im.find(t, "mm", 0).meta}
-			act := rec{typ: "sighand", ref: 1002, meta: im.find(t, "sighand", 0).meta}
-			im = slices.Insert(im, 3, own, mm, act) // behind the executable
-			set(&im.find(t, "process", 0).meta, "files", ref(1000, "fdtable"))
+		{"a parent thread that is not there", process(1, "parent_thread", 77), "has no thread 77"},
+		{"a parent thread without a parent", process(0, "parent_thread", somePID+1), "as its parent"},
+		{"a parent thread of a zombie", process(2, "parent_thread", somePID+1), "zombie with threads"},
+		{"a dead leader that lives", process(0, "leader_dead", true), "its leader is not its first thread"},
+		{"a dead leader killed by a signal", func(im image) image {
+			set(&im.find(t, "process", 1).meta, "leader_dead", true)
+			return process(1, "wait_status", 9)(im)
+		}, ""},
+		{"a process of a dead leader alone", func(im image) image {
+			set(&im.find(t, "process", 1).meta, "leader_dead", true)
+			last := im.find(t, "thread", 2)
+			return slices.DeleteFunc(im, func(r rec) bool { return r.typ == "thread" && fmt.Sprint(r.meta) == fmt.Sprint(last.meta) })
+		}, "no thread"},
+		{"a thread with memory for a descriptor table", thread(1, "files", refOf("mm", 0)), "does not belong"},
+		{"a thread with descriptors for directories", thread(1, "fs", refOf("fdtable", 0)), "does not belong"},
+		{"an address space between those that share it", func(im image) image {
+			// The child of the child has the first one's memory, and only the child could make it.
 			p, th := *im.find(t, "process", 1), *im.find(t, "thread", 2)
 			p.ref, p.meta, th.meta = 1003, copyTree(p.meta).(stream.Map), copyTree(th.meta).(stream.Map)
-			for name, v := range map[string]any{"pid": somePID + 4, "group": somePID + 4, "mm": ref(1001, "mm"), "sighand": ref(1002, "sighand")} {
+			mm, _ := im.find(t, "process", 0).meta.Get("mm")
+			act := rec{typ: "sighand", ref: 1002, meta: im.find(t, "sighand", 0).meta}
+			for name, v := range map[string]any{"pid": somePID + 4, "parent": somePID + 2, "mm": mm, "sighand": ref(1002, "sighand")} {
 				set(&p.meta, name, v)
 			}
 			set(&th.meta, "process", ref(1003, "process"))
 			set(&th.meta, "tid", somePID+4)
-			return slices.Insert(im, len(im)-2, p, th)
-		}, "share a descriptor table"},
+			return slices.Insert(im, len(im)-2, act, p, th)
+		}, "share an address space"},
 	} {
 		data, err := c.change(valid.clone(t)).encode(header())
 		if err != nil {

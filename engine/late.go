@@ -10,19 +10,21 @@ import (
 	"crpipe/engine/object"
 )
 
-// tables calls f once for every descriptor table, with a process that has it, and runs the batches that it fills.
+// tables calls f once for every descriptor table, with the process of a thread that has it, and runs the batches that it
+// fills there.
 func (rs *restoration) tables(f func(p *process, t *files.TableState, b *tracee.Batch) error) error {
 	done := map[uint32]bool{}
-	return rs.live(func(p *process, b *tracee.Batch) error {
-		if done[p.state.Files.ID] {
+	return rs.everyThread(func(th *thread, b *tracee.Batch) error {
+		ref := th.files()
+		if done[ref.ID] {
 			return nil
 		}
-		done[p.state.Files.ID] = true
-		t, err := object.State[files.TableState](rs.plan, p.state.Files)
+		done[ref.ID] = true
+		t, err := object.State[files.TableState](rs.plan, ref)
 		if err != nil {
 			return err
 		}
-		return f(p, t, b)
+		return f(th.process, t, b)
 	})
 }
 

@@ -21,6 +21,7 @@ func (rs *restoration) printPlan(w io.Writer, pages, bytes uint64) error {
 	for _, x := range rs.forest.All {
 		indent := strings.Repeat("  ", x.Depth)
 		switch {
+		case x.Thread:
 		case x.Ghost():
 			fmt.Fprintf(&b, "%sstand-in %d, leaves again\n", indent, x.PID)
 		case x.Process.Zombie:

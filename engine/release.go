@@ -15,6 +15,7 @@ import (
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/stream"
 )
 
 // finishSignals queues what was pending and arms timers: late, for they tick from here. Processes that job control had
@@ -23,6 +24,13 @@ import (
 func (rs *restoration) finishSignals() error {
 	if err := rs.forgetChildren(); err != nil {
 		return err
+	}
+	rs.users = map[stream.Ref]int{}
+	for _, p := range rs.procs {
+		if !p.state.Zombie {
+			rs.users[p.state.MM]++
+			rs.users[p.state.Sighand]++
+		}
 	}
 	for i := len(rs.procs) - 1; i >= 0; i-- {
 		p := rs.procs[i]
@@ -40,17 +48,26 @@ func (rs *restoration) finishSignals() error {
 	return rs.blockSleepers(running)
 }
 
-// forgetChildren takes from every process the SIGCHLD of the zombies and stand-ins that were made just now.
+// forgetChildren takes from every process the signals of the zombies and stand-ins that were made just now.
 func (rs *restoration) forgetChildren() error {
+	odd := map[*process][]unix.Signal{} // what zombies have sent instead of SIGCHLD
+	for _, p := range rs.procs {
+		if parent := rs.byPID[p.state.Parent]; p.state.Zombie && parent != nil && p.state.ExitSignal != int32(unix.SIGCHLD) && p.state.ExitSignal != 0 {
+			odd[parent] = append(odd[parent], unix.Signal(p.state.ExitSignal))
+		}
+	}
 	return rs.live(func(p *process, b *tracee.Batch) error {
-		forgetChild(b)
+		forgetSignal(b, unix.SIGCHLD)
+		for _, sig := range odd[p] { // one each: real-time signals queue
+			forgetSignal(b, sig)
+		}
 		return nil
 	})
 }
 
-func forgetChild(b *tracee.Batch) {
+func forgetSignal(b *tracee.Batch, sig unix.Signal) {
 	var set [8]byte
-	set[(unix.SIGCHLD-1)/8] = 1 << ((unix.SIGCHLD - 1) % 8)
+	binary.NativeEndian.PutUint64(set[:], 1<<(sig-1))
 	b.Call(b.Sys().RtSigtimedwait, set[:], 0, make([]byte, 16), 8).Allow(unix.EAGAIN)
 }
 
@@ -133,6 +150,12 @@ func (rs *restoration) removeTraces(chosen func(*process) bool) error {
 		if p.state.Zombie || !chosen(p) {
 			continue
 		}
+		// Of processes that share them (CLONE_VM, CLONE_SIGHAND) the last one does it.
+		rs.users[p.state.MM]--
+		rs.users[p.state.Sighand]--
+		if rs.users[p.state.Sighand] > 0 {
+			continue
+		}
 		s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
 		if err != nil {
 			return err
@@ -144,7 +167,9 @@ func (rs *restoration) removeTraces(chosen func(*process) bool) error {
 			}
 			traps = append(traps, &tracee.Step{Task: p.task, Nr: rs.arch.Sys.RtSigaction, Args: [6]uint64{uint64(unix.SIGTRAP), uint64(at), 0, 8}})
 		}
-		unmaps = append(unmaps, p.task.Unmap())
+		if rs.users[p.state.MM] == 0 {
+			unmaps = append(unmaps, p.task.Unmap())
+		}
 	}
 	for _, steps := range [][]*tracee.Step{traps, unmaps} {
 		if len(steps) == 0 {
@@ -211,7 +236,7 @@ func (rs *restoration) stop(p *process) error {
 		const pPID = 1
 		b.Call(b.Sys().Waitid, pPID, p.state.PID, b.Space(128), unix.WSTOPPED|unix.WNOHANG, 0)
 	}
-	forgetChild(b)
+	forgetSignal(b, unix.SIGCHLD)
 	return rs.tracer.RunOne(parent.task, b)
 }
 
@@ -301,15 +326,15 @@ func (rs *restoration) letGo() (*Restored, error) {
 		return nil, err
 	}
 	var roots []int
-	for _, x := range rs.forest.Roots {
-		if !x.Ghost() {
-			roots = append(roots, rs.taskOf(x).Tid)
+	for _, p := range rs.procs {
+		if p.state.Parent == 0 {
+			roots = append(roots, p.task.Pid)
 		}
 	}
 	var stopped []int
 	for _, p := range rs.procs {
 		if p.state.StopSignal != 0 && !p.state.Zombie {
-			stopped = append(stopped, p.task.Tid)
+			stopped = append(stopped, p.task.Pid)
 		}
 	}
 	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, Guard: rs.o.Guard})
@@ -328,7 +353,7 @@ func (rs *restoration) letGo() (*Restored, error) {
 			return nil, errors.Join(err, undoFrozen(rs.o.Guard, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn})))
 		}
 	}
-	return &Restored{Root: rs.procs[0].task.Tid, Ticket: ticket}, nil
+	return &Restored{Root: rs.procs[0].task.Pid, Ticket: ticket}, nil
 }
 
 // undoFrozen leaves to the guard what could not be undone.

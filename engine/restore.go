@@ -61,7 +61,8 @@ type restoration struct {
 	forest    *tasks.Forest
 	procs     []*process // in the order of the image
 	byPID     map[int32]*process
-	ghosts    map[*tasks.Birth]*tracee.Task
+	made      map[*tasks.Birth]*tracee.Task
+	users     map[stream.Ref]int // of an address space or table of signal actions: processes that still need the arena
 	stub      *tracee.Task
 	ownPIDs   bool
 	mounts    []namespaces.Mount // that the root has to mount inside
@@ -75,15 +76,27 @@ type process struct {
 	ref     stream.Ref
 	state   *tasks.Process
 	birth   *tasks.Birth
-	threads []*thread // the leader first; none of a zombie
+	threads []*thread // the leader first unless it is dead; none of a zombie
 	space   *memory.Space
-	task    *tracee.Task // the leader's
+	task    *tracee.Task // of the first of them; of a zombie its own
 }
 
 type thread struct {
 	process *process
 	state   *tasks.Thread
+	birth   *tasks.Birth
 	task    *tracee.Task
+}
+
+// files and fs are what the thread has, be it its own or its process's.
+func (t *thread) files() stream.Ref { return orElse(t.state.Files, t.process.state.Files) }
+func (t *thread) fs() stream.Ref    { return orElse(t.state.FS, t.process.state.FS) }
+
+func orElse(ref, other stream.Ref) stream.Ref {
+	if ref.IsZero() {
+		return other
+	}
+	return ref
 }
 
 // Restore reads an image and makes its tree. Nothing of the tree runs before the end of the image has been verified; on
@@ -144,18 +157,15 @@ func (rs *restoration) planTree() error {
 	rs.byPID = map[int32]*process{}
 	rs.ownPIDs = len(object.All[namespaces.PID](rs.plan)) > 0
 	byRef := map[uint32]*process{}
-	var states []*tasks.Process
 	for _, f := range object.All[tasks.Process](rs.plan) {
 		p := &process{ref: f.Ref, state: f.State}
 		byRef[f.Ref.ID] = p
 		rs.procs = append(rs.procs, p)
 		rs.byPID[f.State.PID] = p
-		states = append(states, f.State)
 	}
 	if len(rs.procs) == 0 {
 		return object.BadImagef("it has no process")
 	}
-	var reserved []int32
 	seen := map[int32]bool{}
 	for _, f := range object.All[tasks.Thread](rs.plan) {
 		p := byRef[f.State.Process.ID]
@@ -168,11 +178,10 @@ func (rs *restoration) planTree() error {
 		if other := rs.byPID[f.State.TID]; f.State.TID > tasks.MaxPID || other != nil && other != p {
 			return object.BadImagef("thread %d has the number of another process, or none that a task can have", f.State.TID)
 		}
-		if (f.State.TID == p.state.PID) != (len(p.threads) == 0) {
+		if (f.State.TID == p.state.PID) != (len(p.threads) == 0 && !p.state.LeaderDead) {
 			return object.BadImagef("process %d: its leader is not its first thread", p.state.PID)
 		}
 		seen[f.State.TID] = true
-		reserved = append(reserved, f.State.TID)
 		p.threads = append(p.threads, &thread{process: p, state: f.State})
 		if err := f.State.Check(rs.arch); err != nil {
 			return fmt.Errorf("thread %d: %w", f.State.TID, err)
@@ -193,18 +202,27 @@ func (rs *restoration) planTree() error {
 			return object.BadImagef("a pid namespace without its init")
 		}
 	}
-	var err error
-	if rs.forest, err = tasks.PlanForest(states, reserved, init); err != nil {
-		return err
+	families := make([]tasks.Family, len(rs.procs))
+	for i, p := range rs.procs {
+		families[i].Process = p.state
+		for _, t := range p.threads {
+			families[i].Threads = append(families[i].Threads, t.state)
+		}
 	}
-	if err := rs.forest.CheckShared(); err != nil {
-		return &object.BadImage{Err: err}
+	var err error
+	if rs.forest, err = tasks.PlanForest(families, init); err != nil {
+		return err
 	}
 	if rs.ownPIDs && len(rs.forest.Roots) != 1 {
 		return object.BadImagef("a pid namespace with %d roots", len(rs.forest.Roots))
 	}
 	for _, p := range rs.procs {
 		p.birth = rs.forest.Of(p.state.PID)
+		for _, t := range p.threads {
+			if t.birth = rs.forest.OfThread(t.state.TID); t.birth == nil {
+				t.birth = p.birth
+			}
+		}
 	}
 	return rs.planMemory()
 }
@@ -286,10 +304,10 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := rs.joinGroups(); err != nil {
 		return err
 	}
-	if err := rs.layOut(); err != nil {
+	if err := rs.endLeaders(); err != nil {
 		return err
 	}
-	if err := rs.makeThreads(); err != nil {
+	if err := rs.layOut(); err != nil {
 		return err
 	}
 	if err := rs.openPidfds(); err != nil {
@@ -380,8 +398,10 @@ func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *str
 }
 
 func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {
+	mapped := map[stream.Ref]bool{}
 	for _, p := range rs.procs {
-		if !p.state.Zombie {
+		if !p.state.Zombie && !mapped[p.state.MM] {
+			mapped[p.state.MM] = true
 			if err := filler.Map(p.state.MM, p.task.Tid); err != nil {
 				return err
 			}

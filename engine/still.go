@@ -155,7 +155,7 @@ func (h *treeHold) viewRegisters(d *object.Dumper) (done bool, err error) {
 		t.Kernel, t.Regs = &all[i], all[i].PRStatus.V
 		const enosys = -38 // what the result register holds as long as the call goes on
 		if _, in := d.Arch.SyscallNr(t.Regs); in && d.Arch.Result(t.Regs) == enosys && waitsInVfork(t) {
-			return false, t.Process.Error("", fmt.Errorf("%w: %w", freezer.ErrVfork, errTransient))
+			return false, &vforkError{t.Process.Error("", &object.Unsupported{What: freezer.ErrVfork.Error(), Do: vforkHint})}
 		}
 		rewindInterrupted(d, t)
 	}

@@ -93,10 +93,7 @@ func readProcess(pid int) (*object.Process, error) {
 		}
 		p.Threads = append(p.Threads, t)
 	}
-	p.Zombie = p.Stat.State == 'Z'
-	if p.Zombie && len(p.Threads) > 0 {
-		return nil, p.Error("", object.Unsupportedf("its leading thread has ended while others live on"))
-	}
+	p.Zombie = p.Stat.State == 'Z' && len(p.Threads) == 0
 	if !p.Zombie && len(p.Threads) == 0 {
 		return nil, p.Error("", fmt.Errorf("has no live thread in state %c: %w", p.Stat.State, errTransient))
 	}
@@ -179,7 +176,7 @@ func viewTree(d *object.Dumper, held *treeHold) error {
 			i++
 			p.Job.StopSignal = 0
 			// A freeze by SIGSTOP looks the same, so the freezer says who was stopped before it came.
-			if stopped, ok := p.View.Stopped.Get(); ok && stopped && held.Before(p.PID) == freezer.BeforeStopped {
+			if stopped, ok := p.View.Stopped.Get(); ok && stopped && before(held, p.Leader()) == freezer.BeforeStopped {
 				p.Job.StopSignal, _ = p.Leader().View.State.StopSignal.Get()
 				unwaited, known := p.View.StopUnwaited.Get()
 				if !known {
@@ -190,6 +187,16 @@ func viewTree(d *object.Dumper, held *treeHold) error {
 		}
 	}
 	return nil
+}
+
+// before is the state that a thread had before the freeze.
+func before(held *treeHold, t *object.Thread) freezer.Before {
+	for i := range held.State().Tasks {
+		if b := &held.State().Tasks[i]; b.TID == t.TID {
+			return b.Before
+		}
+	}
+	return held.Before(t.Process.PID)
 }
 
 // readRegisters reads by ptrace. It runs on the tracer's thread.
@@ -220,27 +227,21 @@ func rewindInterrupted(d *object.Dumper, t *object.Thread) {
 	}
 }
 
-// checkTree refuses what no family looks at: objects shared in ways that a restore cannot make again, namespaces, and
-// states of whole processes.
+// checkTree refuses what no family looks at: states of whole processes.
 func checkTree(d *object.Dumper) error {
-	mms := map[any]*object.Process{}
 	for _, p := range d.Processes {
 		if p.Zombie {
 			continue
 		}
-		lead := p.Leader().View
 		for _, t := range p.Threads {
 			if child, ok := t.View.State.VforkChild.Get(); ok && child {
-				return p.Error("", fmt.Errorf("its parent waits for it in vfork: %w", errTransient))
+				return &vforkError{p.Error("", &object.Unsupported{What: "its parent waits for it in vfork", Do: vforkHint})}
 			}
-			checkThread(d, p, t)
+			if undo, ok := t.View.SemUndo.Get(); !ok || undo {
+				d.Refuse(p.Error("", object.Unsupportedf("thread %d has System V semaphore adjustments to undo (SEM_UNDO)", t.TID)))
+			}
 		}
-		if id, ok := lead.MM.Get(); ok && id != 0 {
-			if other := mms[id]; other != nil {
-				d.Refuse(p.Error("", object.Unsupportedf("shares its memory with process %d (CLONE_VM)", other.PID)))
-			}
-			mms[id] = p
-		} else {
+		if id, ok := p.Leader().View.MM.Get(); !ok || id == 0 {
 			return p.Error("", fmt.Errorf("has no address space: %w", errTransient))
 		}
 		if exiting, ok := p.View.GroupExit.Get(); ok && exiting {
@@ -262,20 +263,6 @@ func innermostSession(p *object.Process) int {
 		return p.Status.NSsid[n-1]
 	}
 	return 0
-}
-
-func checkThread(d *object.Dumper, p *object.Process, t *object.Thread) {
-	lead := p.Leader().View
-	differs := func(what string, same bool) {
-		if !same {
-			d.Refuse(p.Error("", object.Unsupportedf("thread %d has %s of its own", t.TID, what)))
-		}
-	}
-	differs("a descriptor table", t.View.Files == lead.Files)
-	differs("a working directory and umask", t.View.FS == lead.FS)
-	if undo, ok := t.View.SemUndo.Get(); !ok || undo {
-		d.Refuse(p.Error("", object.Unsupportedf("thread %d has System V semaphore adjustments to undo (SEM_UNDO)", t.TID)))
-	}
 }
 
 // readlinkNS returns the identity of one namespace of a task, e.g. "mnt:[4026531841]"; "" where the kernel has none.

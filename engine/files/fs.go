@@ -12,8 +12,8 @@ import (
 	"crpipe/stream"
 )
 
-// FSState is what fs_struct holds: root directory, working directory and umask. Processes that share it (CLONE_FS)
-// refer to the same record. Paths are seen from the root of the mount namespace, both of them. A removed directory, and
+// FSState is what fs_struct holds: root directory, working directory and umask. Processes and threads that share
+// it (CLONE_FS) refer to the same record. Paths are seen from the root of the mount namespace, both of them. A removed directory, and
 // one of /proc that is about a process, is refused.
 type FSState struct {
 	Root  string `msgpack:"root"`
@@ -31,16 +31,33 @@ type fsKey struct {
 	of *object.Process
 }
 
-// DumpFS adds the root, working directory and umask of p, unless a process that shares them was there before, and
-// notes the record in p.
+// DumpFS adds the root, working directory and umask of p, and those of its threads that have their own, unless a task
+// that shares them was there before, and notes the records.
 func DumpFS(d *object.Dumper, p *object.Process) error {
+	for i, t := range p.Threads {
+		switch {
+		case i == 0:
+			if err := dumpFS(d, p); err != nil {
+				return err
+			}
+		case differs(p, t, func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.FS }):
+			q := t.AsProcess()
+			if err := dumpFS(d, q); err != nil {
+				return err
+			}
+			t.FS = q.FS
+		}
+	}
+	return nil
+}
+
+func dumpFS(d *object.Dumper, p *object.Process) error {
 	key := fsKey{of: p}
 	if v := p.Leader().View; v != nil {
 		if id, ok := v.FS.Get(); ok && id != 0 {
 			key = fsKey{id: id}
 		}
 	}
-	refuseOwn(d, p, "a working directory and umask", func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.FS })
 	var err error
 	p.FS, err = d.Once(key, func() (stream.Ref, error) {
 		s := &FSState{}

@@ -136,8 +136,10 @@ func buildIndex(d *object.Dumper) (*index, error) {
 		if p.Zombie || len(p.Threads) == 0 {
 			continue
 		}
-		procs = append(procs, p)
-		tids = append(tids, p.Leader().TID)
+		for _, q := range withTables(p) {
+			procs = append(procs, q)
+			tids = append(tids, q.Leader().TID)
+		}
 	}
 	tables, err := d.View.Files(tids)
 	if err != nil {
@@ -163,6 +165,27 @@ func buildIndex(d *object.Dumper) (*index, error) {
 		}
 	}
 	return ix, nil
+}
+
+// withTables is p, and for each of its threads that has a descriptor table that is not its leader's, p as that thread sees it.
+func withTables(p *object.Process) []*object.Process {
+	out := []*object.Process{p}
+	for _, t := range p.Threads[1:] {
+		if differs(p, t, func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.Files }) {
+			out = append(out, t.AsProcess())
+		}
+	}
+	return out
+}
+
+// differs says whether a thread has another object than its leader.
+func differs(p *object.Process, t *object.Thread, id func(*kernelview.Thread) kernelview.Maybe[kernelview.ID]) bool {
+	if t.View == nil || p.Leader().View == nil {
+		return false
+	}
+	want, ok := id(p.Leader().View).Get()
+	have, known := id(t.View).Get()
+	return ok && known && have != 0 && want != have
 }
 
 func (ix *index) enter(h Holder) error {

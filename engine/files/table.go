@@ -11,10 +11,10 @@ import (
 	"crpipe/stream"
 )
 
-// TableState is a descriptor table (files_struct): which number leads to which open file. Processes that share one
-// (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. Refused by name, because nothing here keeps
-// them: leases that are held through a descriptor, the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and F_NOTIFY,
-// which sets it too), and a thread with a table of its own. For locks see lock.go.
+// TableState is a descriptor table (files_struct): which number leads to which open file. Processes and threads
+// that share one (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. Refused by name, because nothing
+// here keeps them: leases that are held through a descriptor, and the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and
+// F_NOTIFY, which sets it too). For locks see lock.go.
 type TableState struct {
 	Entries []TableEntry `msgpack:"entries,omitempty"` // in ascending order of numbers
 	Locks   []TableLock  `msgpack:"locks,omitempty"`
@@ -34,9 +34,21 @@ type tableKey struct {
 	of *object.Process // when the identity is not known
 }
 
-// DumpTable adds the descriptor table of p, with all open files in it, unless a process that shares it was there
-// before, and notes it in p.
+// DumpTable adds the descriptor tables of p and of its threads, with all open files in them, unless a task that shares
+// one was there before, and notes them.
 func DumpTable(d *object.Dumper, p *object.Process) error {
+	for _, q := range withTables(p) {
+		if err := dumpTable(d, q); err != nil {
+			return err
+		}
+		if q != p {
+			q.Leader().Files = q.Files
+		}
+	}
+	return nil
+}
+
+func dumpTable(d *object.Dumper, p *object.Process) error {
 	ix, err := indexOf(d)
 	if err != nil {
 		return err
@@ -52,7 +64,6 @@ func DumpTable(d *object.Dumper, p *object.Process) error {
 		}
 		key = tableKey{id: id}
 	}
-	refuseOwn(d, p, "a descriptor table", func(v *kernelview.Thread) kernelview.Maybe[kernelview.ID] { return v.Files })
 	p.Files, err = d.Once(key, func() (stream.Ref, error) {
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
 		locked := map[kernelview.ID]bool{} // whose locks are in s
@@ -74,23 +85,6 @@ func DumpTable(d *object.Dumper, p *object.Process) error {
 		return d.Add(tableType, s), nil
 	})
 	return err
-}
-
-// refuseOwn refuses threads of p that do not share an object with the process's leader.
-func refuseOwn(d *object.Dumper, p *object.Process, what string, id func(*kernelview.Thread) kernelview.Maybe[kernelview.ID]) {
-	leader := p.Leader()
-	if leader.View == nil {
-		return
-	}
-	want, ok := id(leader.View).Get()
-	for _, t := range p.Threads[1:] {
-		if t.View == nil {
-			continue
-		}
-		if have, known := id(t.View).Get(); ok && known && have != 0 && want != have {
-			d.Refuse(p.Error("", object.Unsupportedf("thread %d has %s of its own (unshare(2)), which cannot be checkpointed", t.TID, what)))
-		}
-	}
 }
 
 // dumpDescriptor dumps what a descriptor leads to, and the locks on it that the table is to take, which it does once for

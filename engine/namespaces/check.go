@@ -17,7 +17,7 @@ var others = []struct{ file, name string }{
 // root of its tree.
 func Check(d *object.Dumper) error {
 	for _, ns := range others {
-		mine, theirs, err := compare(d.Root.PID, ns.file)
+		mine, theirs, err := compare(d.Root.Leader().TID, ns.file)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // this kernel has none of that type
 		}
@@ -48,7 +48,7 @@ func checkSame(d *object.Dumper, name string) error {
 	case "time_for_children":
 		base = "time"
 	}
-	want, err := os.Readlink("/proc/" + strconv.Itoa(d.Root.PID) + "/ns/" + base)
+	want, err := os.Readlink("/proc/" + strconv.Itoa(d.Root.Leader().TID) + "/ns/" + base)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

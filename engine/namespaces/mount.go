@@ -33,7 +33,7 @@ var MountsKind = object.NewKind[Mounts]("ns.mount", nil)
 
 // DumpMounts adds the record where the root is in another mount namespace than the caller.
 func DumpMounts(d *object.Dumper) error {
-	mine, theirs, err := compare(d.Root.PID, "mnt")
+	mine, theirs, err := compare(d.Root.Leader().TID, "mnt")
 	if err != nil || mine == theirs {
 		return err
 	}
@@ -41,7 +41,7 @@ func DumpMounts(d *object.Dumper) error {
 	if err != nil {
 		return err
 	}
-	there, err := procfs.ReadMountinfo(d.Root.PID)
+	there, err := procfs.ReadMountinfo(d.Root.Leader().TID)
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ var PIDKind = object.NewKind[PID]("ns.pid", nil)
 
 // DumpPID adds the record where the root is the init of another pid namespace than the caller's.
 func DumpPID(d *object.Dumper) error {
-	mine, theirs, err := compare(d.Root.PID, "pid")
+	mine, theirs, err := compare(d.Root.Leader().TID, "pid")
 	if err != nil || mine == theirs {
 		return err
 	}

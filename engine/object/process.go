@@ -12,7 +12,7 @@ type Process struct {
 	ID      int // in the pid namespace of the tree's root: the number that goes into the image
 	Zombie  bool
 	Stat    procfs.Stat    // of the thread group
-	Status  *procfs.Status // of the leader
+	Status  *procfs.Status // of the leader, dead or not
 	Parent  *Process       // nil for the root of the tree
 	Threads []*Thread      // live threads, the leader first unless it is dead
 	View    *kernelview.Process
@@ -39,6 +39,24 @@ type Thread struct {
 	View    *kernelview.Thread
 	Regs    []byte                // NT_PRSTATUS, as the thread will go on
 	Kernel  *kernelview.Registers // what need not be asked by ptrace: all of it known; nil: ask
+
+	// What the families found that the thread has alone or with others than its leader; zero: what its process has.
+	Files, FS stream.Ref
+	seen      *Process
+}
+
+// AsProcess is the thread's process as that thread sees it: its Leader is the thread, so that paths in /proc lead to the
+// descriptors and directories that the thread has.
+func (t *Thread) AsProcess() *Process {
+	if t == t.Process.Leader() {
+		return t.Process
+	}
+	if t.seen == nil {
+		p := *t.Process
+		p.Threads = []*Thread{t}
+		t.seen = &p
+	}
+	return t.seen
 }
 
 // Leader returns the thread through which the process is looked at: the group leader, or a live thread when the

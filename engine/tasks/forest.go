@@ -14,10 +14,12 @@ import (
 // it out, into one that carries its pid. So a task in a session that its parent has left by setsid must be born before
 // that setsid; one whose session was made by a task that is not its ancestor was once re-parented, and is made again
 // the same way, by a helper that leaves. A group or session whose leader has died gets a stand-in ("ghost") with the
-// leader's number, which leaves once everybody has joined.
+// leader's number, which leaves once everybody has joined. Threads are born too: for children of theirs, and because what
+// tasks share they get by birth (see sharing.go).
 type Birth struct {
 	PID      int32
 	Process  *Process // nil: a stand-in that leaves
+	Thread   bool     // a thread of Process that is not its leader
 	Creator  *Birth   // nil: the stub
 	Sibling  bool     // made with CLONE_PARENT: a child of the creator's parent
 	Parent   *Birth   // whose child it is once all stand-ins have left; nil: of nobody in the tree
@@ -30,8 +32,15 @@ type Birth struct {
 	Adopted  bool     // gets its parent by the death of a stand-in
 	Before   []*Birth // made before its own setsid, in this order
 	After    []*Birth
-	session  int32  // the session it ends in; 0: cr-restore's
-	born     *int32 // the session it is born into, once that is settled
+	Steps    []Step   // of a thread, the leader too: after all that, its seccomp filters and the threads that have some of them
+	Share    uint64   // CLONE_* flags: what it shares with its creator at birth
+	Unshare  uint64   // and what it gives up once all are born, to have it alone
+	filtered bool     // of a process: threads of it have seccomp filters
+	leader   *Birth   // of a thread: that of its process
+	state    *Thread  // of a live thread, the leader too
+	members  []*Birth // of a process: its live threads, the leader first unless it is dead
+	session  int32    // the session it ends in; 0: cr-restore's
+	born     *int32   // the session it is born into, once that is settled
 	creating bool
 }
 
@@ -45,7 +54,8 @@ type Forest struct {
 	// Movers are the leaders that are in another group than their own (setpgid(2) by a leader leaves the others behind), in
 	// the order in which they must go there: a group must not be left by its last member before another joins it.
 	Movers []*Birth
-	byPID  map[int32]*Birth
+	byPID  map[int32]*Birth // processes and stand-ins
+	thread map[int32]*Birth // threads that are not leaders
 	next   int32
 	used   map[int32]bool
 }
@@ -53,13 +63,23 @@ type Forest struct {
 // MaxPID is the highest number of a task on any 64-bit kernel (PID_MAX_LIMIT in linux/threads.h).
 const MaxPID = 4 << 20
 
-// PlanForest plans the births of all processes of an image. reserved says which other numbers are taken: every thread
-// of the image. init is the pid of the process that inherits orphans: 1 in a pid namespace of its own, else 0.
-func PlanForest(procs []*Process, reserved []int32, init int32) (*Forest, error) {
-	f := &Forest{byPID: map[int32]*Birth{}, used: map[int32]bool{}}
-	threads := make(map[int32]bool, len(reserved))
-	for _, pid := range reserved {
-		f.used[pid], threads[pid] = true, true
+// A Family is a process with its live threads: the leader first unless it is dead; none of a zombie.
+type Family struct {
+	*Process
+	Threads []*Thread
+}
+
+// PlanForest plans the births of all processes of an image and of their threads. init is the pid of the process that
+// inherits orphans: 1 in a pid namespace of its own, else 0.
+func PlanForest(families []Family, init int32) (*Forest, error) {
+	f := &Forest{byPID: map[int32]*Birth{}, thread: map[int32]*Birth{}, used: map[int32]bool{}}
+	procs := make([]*Process, len(families))
+	threads := map[int32]bool{}
+	for i, fam := range families {
+		procs[i] = fam.Process
+		for _, t := range fam.Threads {
+			f.used[t.TID], threads[t.TID] = true, true
+		}
 	}
 	for _, p := range procs {
 		threads[p.PID] = false
@@ -106,10 +126,16 @@ func PlanForest(procs []*Process, reserved []int32, init int32) (*Forest, error)
 			return nil, err
 		}
 	}
+	if err := f.bearThreads(families); err != nil {
+		return nil, err
+	}
 	if err := f.groups(procs); err != nil {
 		return nil, err
 	}
-	return f, f.order()
+	if err := f.order(); err != nil {
+		return nil, err
+	}
+	return f, f.share()
 }
 
 // MaxDepth is how many generations a tree may have. Real ones have tens; every step down costs a round of system calls
@@ -409,7 +435,7 @@ func (f *Forest) order() error {
 		seen[b] = true
 		if b.Creator != nil {
 			b.Depth = b.Creator.Depth + 1
-			if b.Sibling && b.Process.ExitSignal != exitSignal(b.Creator) {
+			if b.Sibling && !b.Thread && b.Process.ExitSignal != exitSignal(b.Creator) {
 				return object.BadImagef("process %d has the exit signal %d, but the only task that can make it has %d",
 					b.PID, b.Process.ExitSignal, exitSignal(b.Creator))
 			}
@@ -417,10 +443,17 @@ func (f *Forest) order() error {
 		f.All = append(f.All, b)
 		queue = append(queue, b.Before...)
 		queue = append(queue, b.After...)
+		for _, s := range b.Steps {
+			if s.Make != nil {
+				queue = append(queue, s.Make)
+			}
+		}
 	}
-	for _, b := range f.byPID {
-		if !seen[b] {
-			return object.BadImagef("process %d cannot be made by any other", b.PID)
+	for _, all := range []map[int32]*Birth{f.byPID, f.thread} {
+		for _, b := range all {
+			if !seen[b] {
+				return object.BadImagef("task %d cannot be made by any other", b.PID)
+			}
 		}
 	}
 	sort.SliceStable(f.All, func(i, j int) bool { return f.All[i].Depth < f.All[j].Depth })
@@ -430,6 +463,9 @@ func (f *Forest) order() error {
 // exitSignal is what a sibling of b takes over from it.
 func exitSignal(b *Birth) int32 {
 	const sigchld = 17
+	if b.Thread {
+		b = b.leader
+	}
 	switch {
 	case b.Ghost() || b.Creator == nil:
 		return sigchld
@@ -438,6 +474,9 @@ func exitSignal(b *Birth) int32 {
 	}
 	return b.Process.ExitSignal
 }
+
+// OfThread returns the birth of a thread that is not its process's leader.
+func (f *Forest) OfThread(tid int32) *Birth { return f.thread[tid] }
 
 // Of returns the birth of process pid, nil if there is none.
 func (f *Forest) Of(pid int32) *Birth { return f.byPID[pid] }

@@ -3,7 +3,6 @@ package tasks
 import (
 	"math/rand"
 	"slices"
-	"strings"
 	"testing"
 
 	"crpipe/stream"
@@ -94,12 +93,21 @@ func simulate(t *testing.T, f *Forest, init int32) map[int32]*simTask {
 	return tasks
 }
 
+// bare are processes of which only the leaders are known.
+func bare(procs []*Process) []Family {
+	out := make([]Family, len(procs))
+	for i, p := range procs {
+		out[i].Process = p
+	}
+	return out
+}
+
 func verify(t *testing.T, procs []*Process, init int32) {
 	t.Helper()
 	for _, p := range procs {
 		p.ExitSignal = 17
 	}
-	f, err := PlanForest(procs, nil, init)
+	f, err := PlanForest(bare(procs), init)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,13 +245,13 @@ func TestForestLarge(t *testing.T) {
 		chain = append(chain, &Process{PID: i, Parent: i - 1, Session: 1, Group: 1, ExitSignal: 17})
 		fan = append(fan, &Process{PID: i, Parent: min(i-1, 1), Session: 1, Group: 1, ExitSignal: 17})
 	}
-	if _, err := PlanForest(chain, nil, 0); err == nil {
+	if _, err := PlanForest(bare(chain), 0); err == nil {
 		t.Error("a tree of 100000 generations was planned")
 	}
-	if _, err := PlanForest(chain[:MaxDepth], nil, 0); err != nil {
+	if _, err := PlanForest(bare(chain[:MaxDepth]), 0); err != nil {
 		t.Error(err)
 	}
-	if _, err := PlanForest(fan, nil, 0); err != nil {
+	if _, err := PlanForest(bare(fan), 0); err != nil {
 		t.Error(err)
 	}
 }
@@ -255,7 +263,10 @@ func TestRenumber(t *testing.T) {
 	procs[3].Session = 15
 	procs = append(procs, &Process{PID: 15, Parent: 12, Session: 15, Group: 15, ExitSignal: 17})
 	procs[3].Group = 15
-	f, err := PlanForest(procs, []int32{31999}, 0)
+	families := bare(procs)
+	families[0].Threads = []*Thread{{TID: 10}, {TID: 31999}}
+	families[0].MM, families[0].Sighand = stream.Ref{ID: 1}, stream.Ref{ID: 2}
+	f, err := PlanForest(families, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,40 +292,6 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
-func TestCheckShared(t *testing.T) {
-	ref := func(id uint32, class string) stream.Ref { return stream.Ref{ID: id, Class: class} }
-	p := func(pid, parent int32, files, fs uint32) *Process {
-		return &Process{PID: pid, Parent: parent, Session: 10, Group: 10, ExitSignal: 17, MM: ref(uint32(pid), "mm"), Sighand: ref(100+uint32(pid), "sighand"),
-			Files: ref(200+files, "fdtable"), FS: ref(300+fs, "fs")}
-	}
-	for name, c := range map[string]struct {
-		procs []*Process
-		want  string // part of the error
-	}{
-		"nothing shared":           {[]*Process{p(10, 0, 1, 1), p(11, 10, 2, 2)}, ""},
-		"all with their creator":   {[]*Process{p(10, 0, 1, 1), p(11, 10, 1, 1), p(12, 11, 1, 1), p(13, 10, 1, 2)}, ""},
-		"brothers":                 {[]*Process{p(10, 0, 1, 1), p(11, 10, 2, 2), p(12, 10, 2, 3)}, "processes 11 and 12 share a descriptor table"},
-		"grandfather and grandson": {[]*Process{p(10, 0, 1, 1), p(11, 10, 1, 2), p(12, 11, 1, 1)}, "processes 10 and 12 share a working directory"},
-	} {
-		f, err := PlanForest(c.procs, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := f.CheckShared(); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", name, err, c.want)
-		}
-	}
-	twins := []*Process{p(10, 0, 1, 1), p(11, 10, 2, 2)}
-	twins[1].MM = twins[0].MM
-	f, err := PlanForest(twins, nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.CheckShared(); err == nil || !strings.Contains(err.Error(), "address space") {
-		t.Errorf("a shared address space: %v", err)
-	}
-}
-
 func TestForestHostile(t *testing.T) {
 	tests := map[string][]*Process{
 		"pid zero":                 {{PID: 0}},
@@ -331,7 +308,7 @@ func TestForestHostile(t *testing.T) {
 		"group of another session": {{PID: 5, Session: 5, Group: 5}, {PID: 6, Parent: 5, Session: 6, Group: 5}},
 	}
 	for name, procs := range tests {
-		if f, err := PlanForest(procs, nil, 0); err == nil {
+		if f, err := PlanForest(bare(procs), 0); err == nil {
 			t.Errorf("%s: planned as %v", name, f)
 		}
 	}

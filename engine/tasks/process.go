@@ -19,15 +19,20 @@ type Process struct {
 	Group      int32 `msgpack:"group,omitempty"`
 	Session    int32 `msgpack:"session,omitempty"`
 	ExitSignal int32 `msgpack:"exit_signal,omitempty"`
+	// The thread of the parent whose child it is (__WNOTHREAD of wait(2), PR_SET_PDEATHSIG); 0: the leader.
+	ParentThread int32 `msgpack:"parent_thread,omitempty"`
 
 	// The group or session is led by somebody outside of the tree. A restore joins it where it can, else its own.
 	OutsideGroup   bool `msgpack:"outside_group,omitempty"`
 	OutsideSession bool `msgpack:"outside_session,omitempty"`
 
+	// The leader has ended (exit(2), pthread_exit(3)), other threads live on.
+	LeaderDead bool `msgpack:"leader_dead,omitempty"`
+
 	Zombie     bool   `msgpack:"zombie,omitempty"`
-	WaitStatus uint32 `msgpack:"wait_status,omitempty"` // of a zombie, as wait(2) gives it
-	Comm       string `msgpack:"comm,omitempty"`        // of a zombie; live threads have their own
-	UID        uint32 `msgpack:"uid,omitempty"`         // of a zombie, real user and group, which ps(1) shows
+	WaitStatus uint32 `msgpack:"wait_status,omitempty"` // of a zombie or dead leader, as wait(2) gives it
+	Comm       string `msgpack:"comm,omitempty"`        // of these; live threads have their own
+	UID        uint32 `msgpack:"uid,omitempty"`         // of these, real user and group, which ps(1) shows
 	GID        uint32 `msgpack:"gid,omitempty"`
 
 	MM      stream.Ref      `msgpack:"mm,omitempty"`
@@ -94,6 +99,12 @@ func (s *Process) Check() error {
 	if s.ExitSignal < 0 || s.ExitSignal > 64 {
 		return object.BadImagef("exit signal %d", s.ExitSignal)
 	}
+	if s.ParentThread < 0 || s.ParentThread > MaxPID || s.ParentThread != 0 && s.Parent == 0 {
+		return object.BadImagef("thread %d as its parent", s.ParentThread)
+	}
+	if s.LeaderDead && (s.WaitStatus&^0xff00 != 0 || len(s.Comm) > commLen) {
+		return object.BadImagef("wait status %#x of a dead leader, name of %d bytes", s.WaitStatus, len(s.Comm))
+	}
 	if s.OOMScore < -1000 || s.OOMScore > 1000 {
 		return object.BadImagef("oom_score_adj %d", s.OOMScore)
 	}
@@ -117,8 +128,23 @@ func (s *Process) checkZombie() error {
 			return object.BadImagef("wait status %#x", s.WaitStatus)
 		}
 	}
+	if s.LeaderDead || s.ParentThread != 0 {
+		return object.BadImagef("a zombie with threads")
+	}
 	if code > 0xff || s.ExitSignal < 0 || s.ExitSignal > 64 || len(s.Comm) > commLen {
 		return object.BadImagef("wait status %#x, exit signal %d, name of %d bytes", s.WaitStatus, s.ExitSignal, len(s.Comm))
+	}
+	return nil
+}
+
+// DumpDeadLeader fills in what is left of a leader that has ended while other threads of its process live.
+func DumpDeadLeader(p *object.Process, s *Process) error {
+	s.LeaderDead = true
+	s.WaitStatus = uint32(p.Stat.ExitCode)
+	s.Comm = p.Stat.Comm
+	s.UID, s.GID = p.Status.UID[0], p.Status.GID[0]
+	if s.WaitStatus&^0xff00 != 0 {
+		return p.Error("", object.Unsupportedf("its leading thread was killed alone (wait status %#x, by a seccomp filter), which cannot be made again", s.WaitStatus))
 	}
 	return nil
 }

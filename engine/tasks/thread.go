@@ -15,6 +15,14 @@ type Thread struct {
 	Regs    []Regset       `msgpack:"regs"`
 	Signals signals.Thread `msgpack:"signals"`
 
+	// What the thread has instead of its process's descriptor table and directories (unshare(2)).
+	Files stream.Ref `msgpack:"files,omitempty"`
+	FS    stream.Ref `msgpack:"fs,omitempty"`
+	// Threads with the same number here share an I/O context (CLONE_IO) or a list of semaphore adjustments (CLONE_SYSVSEM):
+	// that of the first of them; 0: nobody else has it.
+	IOContext uint32 `msgpack:"io_context,omitempty"`
+	SysVSem   uint32 `msgpack:"sysvsem,omitempty"`
+
 	ClearTID   uint64 `msgpack:"clear_tid,omitempty"`   // set_tid_address(2)
 	RobustList uint64 `msgpack:"robust_list,omitempty"` // set_robust_list(2)
 	RobustLen  uint64 `msgpack:"robust_len,omitempty"`

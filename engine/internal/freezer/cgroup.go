@@ -361,7 +361,7 @@ func (f *freeze) waitFrozen() error {
 			if frozen {
 				break
 			}
-			if empty, err := f.h.members(g.dir, false); err == nil && len(empty) == 0 {
+			if empty, err := f.h.members(g.dir, true); err == nil && len(empty) == 0 {
 				break // all of it died
 			}
 			if err := f.late(); err != nil {

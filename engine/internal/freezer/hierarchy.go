@@ -203,10 +203,14 @@ func (h *hierarchy) wanted(dir *sys.FD) (bool, error) {
 }
 
 // members lists what is in the cgroup and all below it: process ids, or with
-// threads the ids of all threads (version 1 only).
+// threads the ids of all threads. A process whose leader is dead is missing
+// among the first where its threads have been moved: the leader stays behind.
 func (h *hierarchy) members(dir *sys.FD, threads bool) ([]int, error) {
 	name := "cgroup.procs"
-	if threads {
+	switch {
+	case threads && h.way == WayV2:
+		name = "cgroup.threads"
+	case threads:
 		name = "tasks"
 	}
 	b, err := readAt(dir, name)

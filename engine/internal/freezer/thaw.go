@@ -186,7 +186,8 @@ func (h *hierarchy) dissolve(g *openGroup) error {
 		if !errors.Is(err, unix.EBUSY) || i == tries-1 {
 			return fmt.Errorf("removing cgroup %s: %w", g.Path, err)
 		}
-		// A task that is just dying still counts.
+		// A task that is just dying still counts. A process with a dead leader is found, and moved, by its threads.
+		threads = true
 		time.Sleep(time.Duration(min(i, 10)) * time.Millisecond)
 	}
 	return nil

@@ -8,12 +8,13 @@ import (
 )
 
 // taskLinks is where a task leads to for what is not in itself.
-type taskLinks struct{ signal, cred, ioc, policy, undo, cpus, filter uint64 }
+type taskLinks struct{ signal, cred, ioc, policy, undo, cpus, filter, parent uint64 }
 
 // related is what the tasks of one call lead to, read all at once.
 type related struct {
 	signal, cred, ioc, policy, undo, cpus map[uint64][]byte
-	tgids                                 map[uint64]int // numbers of struct pids
+	tgids                                 map[uint64]int    // numbers of struct pids
+	parents                               map[uint64]uint64 // struct pids of parents, by where in the task their address is
 }
 
 // Threads is documented with View.
@@ -84,6 +85,17 @@ func (v *bpfView) related(links []taskLinks) (*related, error) {
 	for _, s := range r.signal {
 		leaders = append(leaders, v.leaderPid(s))
 	}
+	if v.l.has(fTRealParent) {
+		pids := read(func(l *taskLinks) uint64 { return l.parent }, 8)
+		if err != nil {
+			return nil, err
+		}
+		r.parents = make(map[uint64]uint64, len(pids))
+		for at, b := range pids {
+			r.parents[at] = binary.NativeEndian.Uint64(b)
+			leaders = append(leaders, r.parents[at])
+		}
+	}
 	r.tgids, err = v.numbers(leaders)
 	return &r, err
 }
@@ -107,6 +119,9 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	links.undo, _ = l.uint(b, fTUndoList)
 	links.cpus, _ = l.uint(b, fTUserCPUs)
 	links.filter, _ = l.uint(b, fTSeccompFilter)
+	if parent, ok := l.uint(b, fTRealParent); ok && parent != 0 {
+		links.parent = parent + l.off(fTThreadPid)
+	}
 
 	t.MM = v.idOf(b, fTMM)
 	t.Files = v.idOf(b, fTFiles)
@@ -190,6 +205,9 @@ func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
 	l := v.l
 	signal := r.signal[links.signal]
 	t.Tgid = r.tgids[v.leaderPid(signal)]
+	if pid, ok := r.parents[links.parent]; ok {
+		t.Parent = Is(r.tgids[pid])
+	}
 	t.Securebits = num[uint32](l, r.cred[links.cred], fCredSecurebits)
 	t.Ioprio = num[uint16](l, r.ioc[links.ioc], fIOCIoprio)
 	if links.ioc == 0 && l.has(fTIOContext) {

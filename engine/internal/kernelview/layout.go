@@ -183,6 +183,7 @@ var (
 	fTPid          = want("task_struct.pid")
 	fTTgid         = want("task_struct.tgid")
 	fTThreadPid    = want("task_struct.thread_pid")
+	fTRealParent   = want("task_struct.real_parent")
 	fTPidLinks     = want("task_struct.pid_links")
 	fTThreadNode   = want("task_struct.thread_node")
 	fTVforkDone    = want("task_struct.vfork_done")

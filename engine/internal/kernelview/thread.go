@@ -6,6 +6,10 @@ import "crpipe/arch"
 type Thread struct {
 	Tid, Tgid int // in the caller's pid namespace; Tgid 0: the leader is outside of it
 
+	// Parent is the thread whose child the process is, in the caller's pid namespace (0: outside of it). All threads of a
+	// process have the same.
+	Parent Maybe[int]
+
 	// The objects the thread uses. Equal IDs of two threads mean that they share
 	// the object, as kcmp(2) says.
 	MM        Maybe[ID]   // address space
