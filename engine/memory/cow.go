@@ -6,10 +6,7 @@ import (
 	"slices"
 	"sort"
 
-	"golang.org/x/sys/unix"
-
 	"crpipe/arch"
-	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 	"crpipe/stream"
@@ -54,7 +51,7 @@ const (
 type cowSpace struct {
 	c       *contents
 	mm      stream.Ref
-	pagemap *sys.FD
+	pagemap *pageMap
 	spans   []cowSpan // ascending
 	shared  []Range   // what it has of the cow
 	owned   []Range   // and what of that is read from it
@@ -71,7 +68,9 @@ func Share(d *object.Dumper) error {
 	var all []*cowSpace
 	defer func() {
 		for _, s := range all {
-			_ = s.pagemap.Close() // only read from
+			if s.pagemap != nil {
+				_ = s.pagemap.Close() // only read from
+			}
 		}
 	}()
 	seen := map[stream.Ref]bool{}
@@ -145,7 +144,7 @@ func (s *cowSpace) look() error {
 		return nil
 	}
 	var err error
-	if s.pagemap, err = sys.Open(procfs.Path(s.c.tid, "pagemap"), unix.O_RDONLY, 0); err != nil {
+	if s.pagemap, err = openPageMap(s.c.tid); err != nil {
 		return err
 	}
 	args := sys.PagemapScanArgs{
@@ -258,7 +257,7 @@ func (t *cowTable) entries(spans []cowSpan, start arch.Addr, pageSize int, f fun
 	from := max(spans[0].start, start)
 	to := min(spans[len(spans)-1].end, start+cowWindow)
 	b := t.raw[:(to-from)/page*8]
-	n, err := readAt(t.space.pagemap, b, uint64(from/page)*8)
+	n, err := readAt(t.space.pagemap.FD, b, uint64(from/page)*8)
 	if err == nil && n < len(b) {
 		err = fmt.Errorf("it ends before %v", to)
 	}

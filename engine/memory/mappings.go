@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"crpipe/arch"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -17,14 +15,14 @@ import (
 // them, from the kernel's own memory; from smaps and numa_maps where it does not.
 
 // mappings returns all mappings as far as this package needs what smaps says of them: the line of maps, Flags, and whether
-// AnonHuge, KernelPageSize and ProtectionKey are what they usually are. It checks for NUMA policies.
-func (m *mmDump) mappings(huge []Range) ([]procfs.SmapsVMA, error) {
+// AnonHuge, KernelPageSize and ProtectionKey are what they usually are. It checks for NUMA policies. huge is nil if it is not known.
+func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
 	list, policies, err := m.known()
 	if err != nil {
 		return nil, err
 	}
-	if list != nil {
-		markHuge(list, huge)
+	if list != nil && huge != nil {
+		markHuge(list, *huge)
 		if policies {
 			if err := checkPolicies(m.tid); err != nil {
 				return list, m.refuse("", err)
@@ -108,9 +106,9 @@ func markHuge(list []procfs.SmapsVMA, huge []Range) {
 }
 
 // guardsAndHuge returns the guard regions and what is mapped by huge pages of anonymous memory (AnonHugePages of smaps),
-// both below end and ascending.
-func guardsAndHuge(tid int, end arch.Addr) (guards, huge []Range, err error) {
-	pagemap, err := sys.Open(procfs.Path(tid, "pagemap"), unix.O_RDONLY, 0)
+// both below end and ascending. huge is not known, and nil, where the kernel has no PAGEMAP_SCAN.
+func guardsAndHuge(tid int, end arch.Addr) (guards []Range, huge *[]Range, err error) {
+	pagemap, err := openPageMap(tid)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -126,6 +124,10 @@ func guardsAndHuge(tid int, end arch.Addr) (guards, huge []Range, err error) {
 	}); err != nil {
 		return nil, nil, fmt.Errorf("looking for guard regions and huge pages: %w", err)
 	}
+	if pagemap.plain {
+		return guards, nil, nil
+	}
+	huge = &[]Range{}
 	// Whose pages they are is asked only here: the kernel has to look at each page for it.
 	for _, r := range large {
 		const not = sys.PageFile | sys.PagePFNZero
@@ -133,7 +135,7 @@ func guardsAndHuge(tid int, end arch.Addr) (guards, huge []Range, err error) {
 			Start: arch.Addr(r.Start), End: arch.Addr(r.End),
 			Inverted: not, Mask: not | sys.PageHuge | sys.PagePresent, Return: sys.PageHuge,
 		}
-		if err := eachRegion(pagemap, args, func(r sys.PageRegion) { huge = join(huge, r) }); err != nil {
+		if err := eachRegion(pagemap, args, func(r sys.PageRegion) { *huge = join(*huge, r) }); err != nil {
 			return nil, nil, fmt.Errorf("looking for huge pages: %w", err)
 		}
 	}
@@ -141,10 +143,10 @@ func guardsAndHuge(tid int, end arch.Addr) (guards, huge []Range, err error) {
 }
 
 // eachRegion calls f for each region that args describe.
-func eachRegion(pagemap *sys.FD, args sys.PagemapScanArgs, f func(sys.PageRegion)) error {
+func eachRegion(pagemap *pageMap, args sys.PagemapScanArgs, f func(sys.PageRegion)) error {
 	var regions [64]sys.PageRegion
 	for args.Start < args.End {
-		n, walked, err := scan(pagemap, &args, regions[:])
+		n, walked, err := pagemap.scan(&args, regions[:])
 		if err != nil {
 			return err
 		}

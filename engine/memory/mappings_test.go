@@ -128,7 +128,7 @@ func TestKnownEverywhere(t *testing.T) {
 				unknown++
 				break
 			}
-			markHuge(list, huge)
+			markHuge(list, *huge)
 			for i := range list {
 				got, gotErr := areaOf(m.d.Arch, &list[i])
 				want, wantErr := areaOf(m.d.Arch, &before[i])

@@ -217,7 +217,7 @@ func (r *reader) run() error {
 	if len(r.parts) == 0 {
 		return nil
 	}
-	pagemap, err := sys.Open(procfs.Path(r.tid, "pagemap"), unix.O_RDONLY, 0)
+	pagemap, err := openPageMap(r.tid)
 	if err != nil {
 		return err
 	}
@@ -233,7 +233,7 @@ func (r *reader) run() error {
 	end := r.parts[len(r.parts)-1].end
 	for at < end {
 		args.Start, args.End = at, end
-		n, walked, err := scan(pagemap, &args, regions)
+		n, walked, err := pagemap.scan(&args, regions)
 		if err != nil {
 			return fmt.Errorf("scanning page tables: %w", err)
 		}
@@ -254,25 +254,6 @@ func (r *reader) run() error {
 		at = walked
 	}
 	return nil
-}
-
-// scan is PAGEMAP_SCAN; on a kernel that does not know guard regions (before Linux 6.15) it asks again without them.
-func scan(pagemap *sys.FD, args *sys.PagemapScanArgs, out []sys.PageRegion) (int, arch.Addr, error) {
-	n, end, err := sys.PagemapScan(pagemap, *args, out)
-	if errors.Is(err, unix.EINVAL) && (args.Mask|args.AnyOf|args.Return)&sys.PageGuard != 0 {
-		args.Mask &^= sys.PageGuard
-		args.Inverted &^= sys.PageGuard
-		args.AnyOf &^= sys.PageGuard
-		args.Return &^= sys.PageGuard
-		if args.Mask|args.AnyOf == 0 {
-			return 0, args.End, nil
-		}
-		n, end, err = sys.PagemapScan(pagemap, *args, out)
-	}
-	if errors.Is(err, unix.ENOTTY) {
-		err = &object.Lacking{What: "PAGEMAP_SCAN", Err: err, Do: "Linux 6.7 has it"}
-	}
-	return n, end, err
 }
 
 // add names pages in buffers, whole ones of which it flushes. Those that are forced are read through /proc/PID/mem.

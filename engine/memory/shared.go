@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"crpipe/arch"
-	"crpipe/engine/internal/sys"
 )
 
 // Reading must not change what is read. After a fork parent and child have the same pages until one of them writes. process_vm_readv(2)
@@ -23,7 +22,7 @@ const (
 const pagemapChunk = 4096
 
 // split names pages that PAGEMAP_SCAN has found, those that somebody else may have too apart from the others.
-func (r *reader) split(pagemap *sys.FD, p *part, start, end arch.Addr) error {
+func (r *reader) split(pagemap *pageMap, p *part, start, end arch.Addr) error {
 	if !p.readable || p.alone {
 		return r.add(p, start, end, !p.readable)
 	}
@@ -33,7 +32,7 @@ func (r *reader) split(pagemap *sys.FD, p *part, start, end arch.Addr) error {
 	page := arch.Addr(r.pageSize)
 	for start < end {
 		n := min(int((end-start)/page), pagemapChunk)
-		got, err := readAt(pagemap, r.entries[:n*8], uint64(start/page)*8)
+		got, err := readAt(pagemap.FD, r.entries[:n*8], uint64(start/page)*8)
 		if err == nil && got < n*8 {
 			err = fmt.Errorf("it ends before %v", end)
 		}

@@ -113,3 +113,46 @@ func TestNothingUnshared(t *testing.T) {
 		}
 	}
 }
+
+// imageOfAll dumps processes into one image, with what they share in it once.
+func imageOfAll(t testing.TB, pids ...int) []byte {
+	t.Helper()
+	d := newDumper(t)
+	for _, pid := range pids {
+		p := process(t, pid)
+		d.Processes = append(d.Processes, p)
+		if err := Dump(d, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	w, err := stream.NewWriter(&out, stream.Header{Content: stream.ContentImage, Arch: d.Arch.Name, PageSize: os.Getpagesize()})
+	if err := errors.Join(err, Share(d), d.Refusals(), d.WriteRecords(w), d.WriteBulk(w), w.End()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// TestSharedPagesOnce: what parent and child have in common is in the image once.
+func TestSharedPagesOnce(t *testing.T) {
+	needRoot(t)
+	parent, kid := startForked(t, 8)
+	if one, both := len(imageOfAll(t, parent)), len(imageOfAll(t, parent, kid)); one < 8<<20 || both > one+1<<20 {
+		t.Errorf("the image of one process has %d bytes, that of both %d", one, both)
+	}
+}
+
+// TestPlainPageMap: a kernel without PAGEMAP_SCAN has the same images.
+func TestPlainPageMap(t *testing.T) {
+	needRoot(t)
+	parent, kid := startForked(t, 3)
+	for name, pids := range map[string][]int{"zoo": {start(t, t.TempDir())}, "forked": {parent, kid}, "zeros": {start(t, "zero 8")}} {
+		want := imageOfAll(t, pids...)
+		plainPageMap = true
+		got := imageOfAll(t, pids...)
+		plainPageMap = false
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: an image of %d bytes, and with PAGEMAP_SCAN of %d", name, len(got), len(want))
+		}
+	}
+}
