@@ -34,6 +34,8 @@ var amd64 = &Arch{
 	ClearSyscall:  amd64ClearSyscall,
 	RewindSyscall: amd64RewindSyscall,
 	SetCall:       amd64SetCall,
+	CallBefore:    amd64CallBefore,
+	CallBeforeLen: 7,
 
 	SyscallInsn: []byte{0x0f, 0x05},
 	Routine:     amd64Routine,

@@ -75,3 +75,11 @@ func amd64SetCall(b []byte, pc Addr, nr int, args [6]uint64) {
 	amd64Words.set(b, amd64RIP, uint64(pc))
 	amd64ClearSyscall(b)
 }
+
+// amd64CallBefore knows mov $NR,%eax; syscall.
+func amd64CallBefore(code []byte) (int, bool) {
+	if len(code) != 7 || code[0] != 0xb8 || code[5] != 0x0f || code[6] != 0x05 {
+		return 0, false
+	}
+	return int(binary.LittleEndian.Uint32(code[1:])), true
+}

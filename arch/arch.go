@@ -90,6 +90,12 @@ type Arch struct {
 	// SetCall makes the registers issue one system call from the instruction at pc, in no call before it.
 	SetCall func(regs []byte, pc Addr, nr int, args [6]uint64)
 
+	// CallBefore returns the number that the code right before a program counter has put into the register for it, for a task
+	// that has just executed a system call there; code are the CallBeforeLen bytes before it. It is false when other code stands there. nil
+	// where this is not known.
+	CallBefore    func(code []byte) (nr int, ok bool)
+	CallBeforeLen int
+
 	// SyscallInsn is the system call instruction that the routine uses.
 	SyscallInsn []byte
 	// Routine is what executes batches in a task; nil where Run is not nil.

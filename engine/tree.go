@@ -237,7 +237,12 @@ func checkTree(d *object.Dumper) error {
 			if child, ok := t.View.State.VforkChild.Get(); ok && child {
 				return &vforkError{p.Error("", &object.Unsupported{What: "its parent waits for it in vfork", Do: vforkHint})}
 			}
-			if undo, ok := t.View.SemUndo.Get(); !ok || undo {
+			switch undo, known := t.View.SemUndo.Get(); {
+			case !known:
+				d.Refuse(p.Error("", &object.Unsupported{
+					What: fmt.Sprintf("thread %d may have System V semaphore adjustments to undo (SEM_UNDO): there are semaphores that it can use, and only the BPF source knows", t.TID),
+					Do:   "dump it as root on a kernel with BTF (--source bpf), or when no semaphores are in use (ipcs -s)"}))
+			case undo:
 				d.Refuse(p.Error("", object.Unsupportedf("thread %d has System V semaphore adjustments to undo (SEM_UNDO)", t.TID)))
 			}
 		}

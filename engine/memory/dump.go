@@ -178,6 +178,9 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 		if v.Prot&procfs.ProtShared != 0 || area.Name != "" && area.Name != a.VDSO.Code && a.VDSO.IsPart(area.Name) {
 			continue
 		}
+		if area.Name == a.VDSO.Code && m.untouched(&v.VMA) {
+			continue
+		}
 		delta := uint64(0)
 		if !of.ref.IsZero() {
 			delta = area.Offset - uint64(v.Start)

@@ -1,10 +1,13 @@
 package signals
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
@@ -71,11 +74,31 @@ func dumpRestart(t *object.Thread, a *arch.Arch) (Restart, error) {
 	// Nobody knows the time left. The call is made again from its start, with its whole time: late, but never an
 	// error that the program did not earn. That needs its number, which a restart_syscall has hidden.
 	if nr == a.Sys.RestartSyscall {
+		nr = restarted(t, a)
+	}
+	if nr < 0 {
 		return Restart{}, t.Process.Error("", object.Unsupportedf("thread %d is in a restarted system call that the kernel view cannot tell", t.TID))
 	}
 	t.Regs = append([]byte(nil), t.Regs...)
 	a.RewindSyscall(t.Regs, nr)
 	return Restart{}, nil
+}
+
+// restarted returns the number of the call that a thread in restart_syscall(2) once made, as the code there says, -1 where it does
+// not. The kernel has left the arguments in their registers.
+func restarted(t *object.Thread, a *arch.Arch) int {
+	if a.CallBefore == nil {
+		return -1
+	}
+	code := make([]byte, a.CallBeforeLen)
+	if err := sys.Read(t.TID, a.PC(t.Regs)-arch.Addr(len(code)), code); err != nil {
+		return -1
+	}
+	nr, ok := a.CallBefore(code)
+	if !ok || !slices.Contains([]int{a.Sys.Nanosleep, a.Sys.ClockNanosleep, a.Sys.Poll, a.Sys.Futex}, nr) {
+		return -1 // no other call is restarted so
+	}
+	return nr
 }
 
 // Issue adds the call that goes on with the wait for the time that was left; monotonic is the present CLOCK_MONOTONIC in

@@ -1,7 +1,9 @@
 package kernelview
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -107,6 +109,9 @@ func (v *classicalView) Epoll(id ID) (Epoll, error) {
 		nth[target.FD]++
 		e.Items = append(e.Items, item)
 	}
+	slices.SortStableFunc(e.Items, func(a, b EpollItem) int {
+		return cmp.Or(cmp.Compare(a.FD, b.FD), cmp.Compare(a.File, b.File))
+	})
 	return e, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,7 @@ func (v *classicalView) Threads(tids []int) ([]Thread, error) {
 		if err != nil {
 			return fmt.Errorf("reading the own scheduling: %w", err)
 		}
-		undo := v.noAdjustments(tids)
+		sets := usedSemaphores(tids)
 		for i, tid := range tids {
 			t := &out[i]
 			*t = Thread{Tid: tid}
@@ -48,7 +49,7 @@ func (v *classicalView) Threads(tids []int) ([]Thread, error) {
 			if err := v.identities(t, tids[0]); err != nil {
 				return err
 			}
-			if t.SysVSem.Known && t.SysVSem.V == 0 || undo {
+			if t.SysVSem.Known && t.SysVSem.V == 0 || sets.Known && !slices.ContainsFunc(sets.V, func(s semaphores) bool { return s.mayBeOf(st) }) {
 				t.SemUndo = Is(false)
 			}
 			if err := v.fromOutside(t, st, &ours); err != nil {
@@ -87,34 +88,6 @@ func (v *classicalView) identities(t *Thread, _ int) error {
 		}
 	}
 	return nil
-}
-
-// noAdjustments says that no process can have adjustments of semaphores to undo: no semaphore has ever been operated on.
-func (v *classicalView) noAdjustments(tids []int) bool {
-	own, err := procfs.Namespace(os.Getpid(), "ipc")
-	if err != nil {
-		return false
-	}
-	for _, tid := range tids {
-		if ns, err := procfs.Namespace(tid, "ipc"); err != nil || ns != own {
-			return false
-		}
-	}
-	b, err := os.ReadFile("/proc/sysvipc/sem")
-	if errors.Is(err, os.ErrNotExist) {
-		return true // a kernel without System V IPC
-	}
-	if err != nil {
-		return false
-	}
-	for i, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
-		f := strings.Fields(line) // key semid perms nsems uid gid cuid cgid otime ctime
-		const otime = 8
-		if i > 0 && (len(f) <= otime || f[otime] != "0") {
-			return false
-		}
-	}
-	return true
 }
 
 // fromOutside fills in what needs nothing of the thread.
