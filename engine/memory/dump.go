@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -100,6 +101,9 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	areas, parts, err := m.areas(list)
 	if err != nil {
 		return stream.Ref{}, err
+	}
+	if huge != nil {
+		mm.Huge = unasked(areas, *huge)
 	}
 	if err := checkVDSO(m.d.Arch, areas); err != nil {
 		m.d.Refuse(m.p.Error("", object.Unsupportedf("the vdso cannot be checkpointed: %v", err)))
@@ -195,6 +199,20 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 		})
 	}
 	return areas, parts, nil
+}
+
+// unasked returns what of the huge pages is in private mappings without MADV_HUGEPAGE.
+func unasked(areas []Area, huge []Range) (out []Range) {
+	for i := range areas {
+		a := &areas[i]
+		if f, _ := parseFlags(a.Flags); f&flagTHP == 0 || f&flagHugePage != 0 {
+			continue
+		}
+		for _, r := range overlap(huge, arch.Addr(a.Start), arch.Addr(a.End)) {
+			out = append(out, Range{max(r.Start, a.Start), min(r.End, a.End)})
+		}
+	}
+	return out
 }
 
 // object returns what a mapping shows, looking at each object once a process.

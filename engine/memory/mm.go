@@ -54,6 +54,8 @@ type MM struct {
 	Membarrier  uint32 `msgpack:"membarrier,omitempty"`    // MEMBARRIER_CMD_GET_REGISTRATIONS
 
 	Guards []Range `msgpack:"guards,omitempty"` // MADV_GUARD_INSTALL, ascending
+	// Huge is where huge pages are in use in mappings that do not ask for them (MADV_COLLAPSE), ascending.
+	Huge []Range `msgpack:"huge,omitempty"`
 }
 
 // Range is [Start, End) in bytes.

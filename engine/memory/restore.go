@@ -39,6 +39,7 @@ import (
 // Constants of mmap(2), madvise(2) and prctl(2) that x/sys lacks.
 const (
 	mapDroppable        = 0x08 // MAP_DROPPABLE, Linux 6.11
+	madvCollapse        = 25   // Linux 6.1
 	madvGuardInstall    = 102  // Linux 6.13
 	prSetVMA            = 0x53564d41
 	prSetVMAAnonName    = 0
@@ -227,6 +228,12 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 		}
 		for _, advice := range v.advice(false) {
 			b.Call(nr.Madvise, v.start, v.size(), advice).Note("mapping %s", where)
+		}
+	}
+	for _, h := range s.MM.Huge {
+		// Best effort: what others share stays shared, and a kernel without room for huge pages, or too old (6.1), has small ones.
+		if len(overlap(s.cow, arch.Addr(h.Start), arch.Addr(h.End))) == 0 {
+			b.Call(nr.Madvise, h.Start, h.End-h.Start, madvCollapse).Ignore()
 		}
 	}
 	for _, g := range s.MM.Guards {

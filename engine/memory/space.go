@@ -262,6 +262,13 @@ func (s *Space) checkWhole() error {
 		return fmt.Errorf("a vdso that is not mapped")
 	}
 	last := uint64(0)
+	for _, h := range s.MM.Huge {
+		if h.Start >= h.End || h.Start < last || !pageAligned(h.Start|h.End, s.pageSize) || s.covered(arch.Addr(h.Start), arch.Addr(h.End)) == nil {
+			return fmt.Errorf("the huge pages %x-%x are unaligned, none, out of order or in no mapping", h.Start, h.End)
+		}
+		last = h.End
+	}
+	last = 0
 	for _, g := range s.MM.Guards {
 		if g.Start >= g.End || g.Start < last || !pageAligned(g.Start|g.End, s.pageSize) {
 			return fmt.Errorf("guard region %x-%x is unaligned, empty or out of order", g.Start, g.End)
