@@ -33,7 +33,10 @@ type DumpOptions struct {
 	Freezer  string        // "v2", "v1", "sigstop"; empty: the best there is
 	Timeout  time.Duration // for the freeze; 0: 10 s
 	External []string      // names of objects outside of the tree that a restore will be given
-	DryRun   bool          // look and refuse, but write nothing
+	// Container says that the tree is a container, which must share nothing with the outside: what it does, by the counts in
+	// the kernel, is refused unless External names it.
+	Container bool
+	DryRun    bool          // look and refuse, but write nothing
 	Plan     io.Writer     // with DryRun: what would be dumped, one object a line
 	Source   string        // of what only the kernel knows: "bpf", "classical"; empty: the best there is
 	Progress func(Progress)
@@ -125,7 +128,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if v, ok := view.(kernelview.NeedsRemote); ok {
 		v.SetRemote(&remote{held: held, arch: a})
 	}
-	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External,
+	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	report(o.Progress, "looking", 0)
 	if err := lookAtTree(d, held); err != nil {
@@ -162,6 +165,12 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	}
 	if err := checkTree(d); err != nil {
 		return err
+	}
+	if d.Container {
+		d.Leaks = map[kernelview.ID]bool{}
+		if err := checkContainer(d); err != nil {
+			return err
+		}
 	}
 	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels} {
 		if err := step(d); err != nil {

@@ -10,17 +10,18 @@ import (
 
 type dump struct {
 	cli.Common
-	guardian *engine.Guardian
-	PIDs     []int         `arg:"" optional:"" name:"pid" help:"Dump each PID with all its descendants; without one, what the ticket on standard input names."`
-	Input    string        `short:"i" placeholder:"FILE" help:"Read the ticket from FILE instead of standard input."`
-	Output   string        `short:"o" placeholder:"FILE" help:"Write the image to FILE instead of standard output; it appears when it is complete."`
-	Kill     bool          `help:"End the processes once the whole image has been written."`
-	DryRun   bool          `short:"n" help:"Print what would be dumped, or why it cannot be, and write no image."`
-	External []string      `placeholder:"NAME" sep:"none" help:"Take what /proc shows under NAME (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr) for something outside the tree, to be given back at restore. May be repeated."`
-	Freezer  string        `enum:",v2,v1,sigstop" default:"" placeholder:"WAY" help:"Stop by v2 or v1 (the cgroup freezers) or sigstop instead of the best that works."`
-	Source   string        `enum:",bpf,classical" default:"" placeholder:"SOURCE" help:"Learn what only the kernel knows by bpf (root; nothing is executed in the processes) or the classical way (as an ordinary user) instead of the best that works."`
-	Timeout  time.Duration `default:"10s" help:"Give up and let everything go on when it does not stand still in time (10s)."`
-	Verbose  bool          `short:"v" help:"Say what is being done."`
+	guardian  *engine.Guardian
+	PIDs      []int         `arg:"" optional:"" name:"pid" help:"Dump each PID with all its descendants; without one, what the ticket on standard input names."`
+	Input     string        `short:"i" placeholder:"FILE" help:"Read the ticket from FILE instead of standard input."`
+	Output    string        `short:"o" placeholder:"FILE" help:"Write the image to FILE instead of standard output; it appears when it is complete."`
+	Kill      bool          `help:"End the processes once the whole image has been written."`
+	DryRun    bool          `short:"n" help:"Print what would be dumped, or why it cannot be, and write no image."`
+	External  []string      `placeholder:"NAME" sep:"none" help:"Take what /proc shows under NAME (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr) for something outside the tree, to be given back at restore. May be repeated."`
+	Container bool          `help:"The tree is a whole container: refuse whatever it shares with the outside, by the counts in the kernel, unless --external names it."`
+	Freezer   string        `enum:",v2,v1,sigstop" default:"" placeholder:"WAY" help:"Stop by v2 or v1 (the cgroup freezers) or sigstop instead of the best that works."`
+	Source    string        `enum:",bpf,classical" default:"" placeholder:"SOURCE" help:"Learn what only the kernel knows by bpf (root; nothing is executed in the processes) or the classical way (as an ordinary user) instead of the best that works."`
+	Timeout   time.Duration `default:"10s" help:"Give up and let everything go on when it does not stand still in time (10s)."`
+	Verbose   bool          `short:"v" help:"Say what is being done."`
 	cli.ProgressFlags
 }
 
@@ -41,7 +42,7 @@ func (c *dump) Run(app *cli.App) error {
 		return cli.UsageError("--kill and --dry-run exclude each other", "")
 	}
 	o := engine.DumpOptions{
-		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External,
+		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External, Container: c.Container,
 		DryRun: c.DryRun, Guard: c.guardian, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	content := cli.Binary

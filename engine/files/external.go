@@ -60,6 +60,9 @@ func claimsExternal(d *object.Dumper, f *object.OpenFile) bool {
 	return false
 }
 
+// Declared says whether the user named the file with --external.
+func Declared(d *object.Dumper, f *object.OpenFile) bool { return declared(d, f) }
+
 // declared says whether the user named the file with --external, by what /proc shows or as a standard descriptor of
 // the root process.
 func declared(d *object.Dumper, f *object.OpenFile) bool {
@@ -166,6 +169,13 @@ func dumpExternal(d *object.Dumper, f *object.OpenFile) (*externalState, error) 
 		if use := ix.pipes[inodeOf(f)]; use != nil && use.standard >= 0 {
 			s.Standard = []int32{int32(use.standard)}
 		}
+	}
+	if !declared(d, f) && d.Container {
+		if !d.Leaks[f.View.ID] { // else it has been refused, with who else holds it
+			return nil, &object.Unsupported{What: "leads out of the container",
+				Do: fmt.Sprintf("pass --external '%s' and give something in its place at restore with --inherit", f.Link)}
+		}
+		return s, nil
 	}
 	if !declared(d, f) && d.Warn != nil {
 		_, _ = d.Once(externalKey{f.Link}, func() (stream.Ref, error) {

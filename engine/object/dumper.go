@@ -31,6 +31,11 @@ type Dumper struct {
 	MappedLocks  []MappedLock
 	LocksUnknown bool
 
+	// Container says that the tree must share nothing with the outside that External does not name. Leaks are the open files
+	// that do, and have been refused.
+	Container bool
+	Leaks     map[kernelview.ID]bool
+
 	records  []record
 	links    []record
 	bulk     []Bulk

@@ -382,6 +382,8 @@ var (
 	fFCount   = want("file.f_count")
 	fFOwner   = want("file.f_owner")
 	fFMount   = want("file.f_path.mnt")
+	fFDentry  = want("file.f_path.dentry")
+	fDCount   = want("dentry.d_lockref.count")
 	fOpRead   = want("file_operations.read")
 	fOpRel    = want("file_operations.release")
 	fOwnPid   = want("fown_struct.pid")
