@@ -36,11 +36,11 @@ type DumpOptions struct {
 	// Container says that the tree is a container, which must share nothing with the outside: what it does, by the counts in
 	// the kernel, is refused unless External names it.
 	Container bool
-	DryRun    bool          // look and refuse, but write nothing
-	Plan     io.Writer     // with DryRun: what would be dumped, one object a line
-	Source   string        // of what only the kernel knows: "bpf", "classical"; empty: the best there is
-	Progress func(Progress)
-	Warn     func(string)
+	DryRun    bool      // look and refuse, but write nothing
+	Plan      io.Writer // with DryRun: what would be dumped, one object a line
+	Source    string    // of what only the kernel knows: "bpf", "classical"; empty: the best there is
+	Progress  func(Progress)
+	Warn      func(string)
 
 	// Commit makes the output durable. It is called when everything has been written, before Kill ends the tree.
 	Commit func() error
