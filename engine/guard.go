@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,6 @@ type entry struct {
 type Guardian struct {
 	started chan struct{} // closed when the fields below are set
 	err     error
-	mover   *beside.Mover // may be nil
 
 	mu      sync.Mutex
 	watch   *beside.Watch
@@ -73,13 +73,19 @@ func RunGuard() {
 	os.Exit(0)
 }
 
-// StartGuard starts a guard for this process, and what makes moves between cgroups cheap. It does not wait for either.
-func StartGuard() *Guardian {
+// StartGuard starts a guard for this process, and does not wait for it. Of args, which have not been looked at yet, it takes what may
+// be pids: if those are going to be moved between cgroups, the guard makes that cheap.
+func StartGuard(args []string) *Guardian {
 	g := &Guardian{started: make(chan struct{})}
 	go func() {
 		defer close(g.started)
-		g.mover = freezer.KeepMovesCheap()
-		g.watch, g.err = beside.NewWatch(guardMark)
+		var pids []int
+		for _, a := range args {
+			if pid, err := strconv.Atoi(a); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		g.watch, g.err = beside.NewWatch(guardMark, freezer.MovesAhead(pids))
 	}()
 	return g
 }
@@ -150,7 +156,7 @@ func ignoreStops() { signal.Ignore(unix.SIGTSTP, unix.SIGTTOU, unix.SIGTTIN) }
 func (g *Guardian) expectMoves(soon bool) {
 	if g != nil {
 		<-g.started
-		g.mover.Keep(soon)
+		g.watch.ExpectMoves(soon)
 	}
 }
 

@@ -35,7 +35,7 @@ func TestGuardChild(t *testing.T) {
 	if len(job) == 0 {
 		t.Skip("only run by other tests")
 	}
-	g := StartGuard()
+	g := StartGuard(job[2:])
 	if err := guardJob(g, job); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -57,7 +57,7 @@ func guardJob(g *Guardian, job []string) error {
 			return err
 		}
 		if i == 0 {
-			fmt.Println(g.watch.GuardPID(), g.mover.PID())
+			fmt.Println(g.watch.GuardPID())
 		}
 		if job[0] == "hold" || job[0] == "leave" {
 			in.Scan()
@@ -79,9 +79,9 @@ func guardJob(g *Guardian, job []string) error {
 // guarded is a job under a guard that holds a tree, or has held it.
 type guarded struct {
 	*exec.Cmd
-	guard, mover int
-	in           io.Writer
-	out          *bufio.Scanner
+	guard int
+	in    io.Writer
+	out   *bufio.Scanner
 }
 
 // startGuarded starts a job and waits for its first words.
@@ -103,7 +103,7 @@ func startGuarded(t *testing.T, job string) *guarded {
 	}
 	g.out = bufio.NewScanner(out)
 	g.out.Scan()
-	if _, err := fmt.Sscan(g.out.Text(), &g.guard, &g.mover); err != nil || g.guard <= 1 || g.mover <= 1 {
+	if _, err := fmt.Sscan(g.out.Text(), &g.guard); err != nil || g.guard <= 1 {
 		_ = g.Wait()
 		t.Fatalf("the job said %q", g.out.Text())
 	}
@@ -170,23 +170,27 @@ func TestGuardIsReplaced(t *testing.T) {
 	tree := needTree(t)
 	g := startGuarded(t, "hold v2 "+strconv.Itoa(tree.pid))
 	_ = unix.Kill(g.guard, unix.SIGKILL)
-	_ = unix.Kill(g.mover, unix.SIGKILL)
-	another := 0
-	for another == 0 {
-		for _, child := range childrenOf(t, g.Process.Pid) {
-			if st, err := procfs.ReadStat(child); err == nil && st.Comm == "crpipe-guard" && child != g.guard {
-				another = child
-			}
-		}
-		time.Sleep(time.Millisecond)
-	}
-	fd := openPid(t, another)
+	fd := openPid(t, g.anotherGuard(t))
 	_ = g.Process.Kill()
 	_ = g.Wait()
 	waitDead(t, fd)
 	tree.mustRun(t)
 	tree.mustBeTidy(t)
 	tree.mustBeSilent(t)
+}
+
+// anotherGuard waits until the command has replaced its guard.
+func (g *guarded) anotherGuard(t *testing.T) int {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for _, child := range childrenOf(t, g.Process.Pid) {
+			if st, err := procfs.ReadStat(child); err == nil && st.Comm == "crpipe-guard" && child != g.guard {
+				return child
+			}
+		}
+	}
+	t.Fatal("there is no other guard")
+	return 0
 }
 
 func childrenOf(t *testing.T, pid int) []int {
@@ -218,7 +222,7 @@ func TestGuardEndsWhatTheCommandCouldNot(t *testing.T) {
 	tree.mustBeSilent(t)
 }
 
-// TestGuardKilled kills command, guard or mover at random moments while they freeze, hold and thaw a program that complains about every
+// TestGuardKilled kills command or guard at random moments while they freeze, hold and thaw a program that complains about every
 // call that is interrupted.
 func TestGuardKilled(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -236,11 +240,11 @@ func TestGuardKilled(t *testing.T) {
 				guard, command := openPid(t, g.guard), openPid(t, g.Process.Pid)
 				pause := func() { time.Sleep(time.Duration(rand.IntN(20_000)) * time.Microsecond) }
 				pause()
-				if i%3 > 0 {
+				if i%2 > 0 {
 					// The command goes on with another guard, until it is killed itself.
-					_ = unix.Kill([]int{g.guard, g.mover}[i%3-1], unix.SIGKILL)
+					_ = unix.Kill(g.guard, unix.SIGKILL)
+					g.anotherGuard(t)
 					pause()
-					time.Sleep(10 * time.Millisecond)
 				}
 				_ = g.Process.Kill()
 				_ = g.Wait()

@@ -19,9 +19,6 @@ import (
 // kills is how many.
 func kills(t *testing.T) int { return number(t, "CRPIPE_KILLS", 40) }
 
-// roles are the processes beside a command.
-var roles = map[string]string{"crpipe-guard": "guard", "crpipe-mover": "mover"}
-
 // killer kills.
 type killer struct {
 	t     *testing.T
@@ -51,11 +48,11 @@ func newKiller(t *testing.T, j *harness.Job, run func() *exec.Cmd) *killer {
 func (k *killer) more() bool {
 	k.round++
 	want := kills(k.t)
-	return k.met["command"]+k.met["guard"]+k.met["mover"] < want && k.round <= 10*want && !k.t.Failed()
+	return k.met["command"]+k.met["guard"] < want && k.round <= 10*want && !k.t.Failed()
 }
 
-// strike starts the command, kills one of its processes, and waits for the end of all. The error is the command's. A command whose guard or
-// mover dies must not mind.
+// strike starts the command, kills one of its processes, and waits for the end of all. The error is the command's. A command whose guard
+// dies must not mind.
 func (k *killer) strike(cmd *exec.Cmd) (who string, err error) {
 	t := k.t
 	t.Helper()
@@ -69,11 +66,11 @@ func (k *killer) strike(cmd *exec.Cmd) (who string, err error) {
 	}
 	var targets []target
 	for _, pid := range k.j.Commands() {
-		switch role := roles[harness.Comm(pid)]; {
+		switch {
 		case pid == cmd.Process.Pid:
 			targets = append(targets, target{pid, "command"})
-		case role != "":
-			targets = append(targets, target{pid, role})
+		case harness.Comm(pid) == "crpipe-guard":
+			targets = append(targets, target{pid, "guard"})
 		}
 	}
 	who = "nobody"
@@ -141,7 +138,7 @@ func TestKilledDumpHarmsNothing(t *testing.T) {
 		}
 		k.unharmed(before, who)
 	}
-	k.report("command", "guard", "mover")
+	k.report("command", "guard")
 	j.Finish()
 }
 
@@ -175,7 +172,7 @@ func TestKilledFreezeHarmsNothing(t *testing.T) {
 		k.unharmed(before, who)
 	}
 	t.Logf("frozen: %d", frozen)
-	k.report("command", "guard", "mover")
+	k.report("command", "guard")
 	j.Finish()
 }
 
@@ -202,7 +199,7 @@ func TestKilledThawHarmsNothing(t *testing.T) {
 		k.unharmed(before, who)
 	}
 	t.Logf("frozen still: %d", frozen)
-	k.report("command", "guard", "mover")
+	k.report("command", "guard")
 	j.Finish()
 }
 

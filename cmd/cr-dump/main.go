@@ -2,6 +2,7 @@
 package main
 
 import (
+	"os"
 	"time"
 
 	"crpipe/cmd/internal/cli"
@@ -27,7 +28,7 @@ type dump struct {
 
 func main() {
 	engine.RunGuard()
-	command := &dump{guardian: engine.StartGuard()}
+	command := &dump{guardian: engine.StartGuard(os.Args[1:])}
 	cli.Main("cr-dump", "Writes the image of a process tree and leaves the tree as it found it.", command)
 }
 

@@ -3,6 +3,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"crpipe/cmd/internal/cli"
@@ -21,7 +22,7 @@ type freeze struct {
 
 func main() {
 	engine.RunGuard()
-	command := &freeze{guardian: engine.StartGuard()}
+	command := &freeze{guardian: engine.StartGuard(os.Args[1:])}
 	cli.Main("cr-freeze", "Stops process trees and writes a ticket that says what it stopped.", command)
 }
 

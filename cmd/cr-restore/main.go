@@ -66,7 +66,7 @@ func (c *restore) Run(app *cli.App) error {
 	}
 	var guardian *engine.Guardian
 	if c.Frozen {
-		guardian = engine.StartGuard()
+		guardian = engine.StartGuard(nil)
 	}
 	o := engine.RestoreOptions{
 		Guard:  guardian,

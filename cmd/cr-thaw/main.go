@@ -15,7 +15,7 @@ type thaw struct {
 
 func main() {
 	engine.RunGuard()
-	command := &thaw{guardian: engine.StartGuard()}
+	command := &thaw{guardian: engine.StartGuard(nil)}
 	cli.Main("cr-thaw", "Lets the processes that a ticket names go on as they were before the freeze.", command)
 }
 

@@ -19,24 +19,22 @@ type life struct {
 	mask   uint64
 	before uint64 // the signal mask of the forking thread
 
-	keep [2]uintptr // descriptors, ascending, above 2
+	keep [4]uintptr // descriptors, ascending, above 2
 	name [16]byte   // what ps shows
 
-	// of a guard
-	command unix.PollFd // pidfd of the process that it watches
-	word    *uint64     // shared: 0 while there is nothing to undo
-	record  uintptr
-	path    *byte
-	argv    **byte
-	envp    **byte
-	retry   unix.Timespec
+	// The command, and the pipe by which it says whether moves are to be expected.
+	polled [2]unix.PollFd
+	word   *uint64 // shared: 0 while there is nothing to undo
+	record uintptr
+	path   *byte
+	argv   **byte
+	envp   **byte
+	retry  unix.Timespec
 
-	// of a mover
-	isMover  bool
-	procs    uintptr     // cgroup.procs of the cgroup that it is in
-	control  unix.PollFd // the pipe by which it is told for how long to go on
+	moving   bool
+	procs    uintptr // cgroup.procs of the cgroup that this process is in
 	interval unix.Timespec
-	zero     [1]byte
+	self     [1]byte // "0" means who writes it
 	told     [1]byte
 }
 
@@ -86,9 +84,6 @@ func live(l *life) {
 		from = l.keep[i] + 1
 	}
 	_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, from, uintptr(^uint32(0)), 0)
-	if l.isMover {
-		move(l)
-	}
 	watch(l)
 }
 
@@ -98,9 +93,23 @@ func live(l *life) {
 //go:nosplit
 func watch(l *life) {
 	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.command)), 1, 0, 0, 0, 0)
-		if errno == 0 && n == 1 {
+		var timeout unsafe.Pointer // for ever
+		if l.moving {
+			_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, l.procs, uintptr(unsafe.Pointer(&l.self)), 1)
+			l.interval = unix.Timespec{Nsec: moveInterval} // the system call, unlike ppoll(2), leaves the time left in it
+			timeout = unsafe.Pointer(&l.interval)
+		}
+		l.polled[0].Revents, l.polled[1].Revents = 0, 0
+		n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.polled)), uintptr(len(l.polled)), uintptr(timeout), 0, 0, 0)
+		if errno != 0 || n == 0 {
+			continue
+		}
+		if l.polled[0].Revents != 0 {
 			break
+		}
+		n, _, errno = syscall.RawSyscall(unix.SYS_READ, uintptr(l.polled[1].Fd), uintptr(unsafe.Pointer(&l.told)), 1)
+		if l.moving = errno == 0 && n == 1 && l.told[0] != 0; errno == 0 && n == 0 {
+			l.polled[1].Fd = -1 // the other end is gone, so the command is about to be
 		}
 	}
 	for *l.word != 0 {
@@ -108,36 +117,6 @@ func watch(l *life) {
 		_, _, _ = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(l.path)), uintptr(unsafe.Pointer(l.argv)), uintptr(unsafe.Pointer(l.envp)))
 		// Out of memory, or the like: a tree stands still, so it is tried for as long as it takes.
 		_, _, _ = syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, uintptr(unsafe.Pointer(&l.retry)), 0, 0, 0)
-	}
-	for {
-		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
-	}
-}
-
-// move moves itself to where it is, again and again, for as long as it is told to.
-//
-//go:norace
-//go:nosplit
-func move(l *life) {
-	on := true
-	for {
-		var timeout unsafe.Pointer // for ever
-		if on {
-			_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, l.procs, uintptr(unsafe.Pointer(&l.zero)), 1)
-			timeout = unsafe.Pointer(&l.interval)
-		}
-		l.control.Revents = 0
-		// ppoll(2) itself leaves the timeout alone, but the system call writes the time left back.
-		l.interval = unix.Timespec{Nsec: moveInterval}
-		n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&l.control)), 1, uintptr(timeout), 0, 0, 0)
-		if errno != 0 || n == 0 {
-			continue
-		}
-		n, _, errno = syscall.RawSyscall(unix.SYS_READ, uintptr(l.control.Fd), uintptr(unsafe.Pointer(&l.told)), 1)
-		if errno != 0 || n == 0 { // the command has ended, or wants no more
-			break
-		}
-		on = l.told[0] != 0
 	}
 	for {
 		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,13 +22,13 @@ type process struct {
 }
 
 // start forks.
-func start(l *life, name string, keep ...int) (*process, error) {
+func start(l *life, keep []int) (*process, error) {
 	const clearSighand = 0x100000000 // CLONE_CLEAR_SIGHAND, linux/sched.h
-	copy(l.name[:len(l.name)-1], name)
-	if keep[0] > keep[1] {
-		keep[0], keep[1] = keep[1], keep[0]
+	copy(l.name[:len(l.name)-1], "crpipe-guard")
+	slices.Sort(keep)
+	for i := range l.keep {
+		l.keep[i] = uintptr(keep[min(i, len(keep)-1)])
 	}
-	l.keep = [2]uintptr{uintptr(keep[0]), uintptr(keep[1])}
 	l.clone = cloneArgs{flags: unix.CLONE_PIDFD | clearSighand, pidfd: addressOf(&l.pidfd), exitSignal: uint64(unix.SIGCHLD)}
 	pid, errno := fork(l)
 	if errno != 0 {
@@ -65,19 +66,34 @@ type Watch struct {
 	page    []byte
 	next    int64 // where the next entry goes
 	command *sys.FD
+	tells   *sys.FD // the pipe to the guard, and its other end
+	told    *sys.FD
+	procs   *sys.FD // may be nil
 	mark    string
 	guard   *process
 }
 
 const recordName = "crpipe-record"
 
+// moveInterval is shorter than a grace period usually is, and long beside what a move costs that need not wait (70 us).
+const moveInterval = 3e6
+
 // NewWatch makes the record and starts the guard. When this process dies and the record holds an entry, the guard executes
 // this program with the environment variable mark, which [Orphaned] then finds.
-func NewWatch(mark string) (*Watch, error) {
-	w := &Watch{mark: mark, next: int64(os.Getpagesize())}
+//
+// procs, if not nil, is cgroup.procs of the cgroup that this process is in, open for writing; it belongs to the Watch then. It says
+// that moves between cgroups are to be expected soon, and lets the guard make them cheap.
+//
+// A move waits for a grace period of RCU, 5 to 15 ms and on a busy machine much more, unless another was made a moment ago
+// (rcu_sync_enter in kernel/rcu/sync.c, by cgroup_threadgroup_rwsem). A move from where one is to where one is moves nothing, but
+// counts. The guard makes it, not a thread of the command, because the wait cannot be interrupted, not even by SIGKILL: the
+// command could not end. All who change cgroups wait for each other (cgroup_mutex), so that what the guard itself has to do
+// comes no later for it.
+func NewWatch(mark string, procs *sys.FD) (*Watch, error) {
+	w := &Watch{mark: mark, next: int64(os.Getpagesize()), procs: procs}
 	err := w.open()
 	if err == nil {
-		err = w.fork()
+		err = w.fork(w.procs != nil)
 	}
 	if err != nil {
 		w.Close()
@@ -103,7 +119,18 @@ func (w *Watch) open() error {
 	if raw, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
 		return err
 	}
-	w.command, err = above(raw)
+	if w.command, err = above(raw); err != nil || w.procs == nil {
+		return err
+	}
+	if w.procs, err = above(w.procs.Disown()); err != nil {
+		return err
+	}
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return err
+	}
+	w.tells = sys.NewFD(ends[1])
+	w.told, err = above(ends[0])
 	return err
 }
 
@@ -120,12 +147,17 @@ func above(raw int) (*sys.FD, error) {
 	return sys.NewFD(moved), nil
 }
 
-func (w *Watch) fork() error {
+func (w *Watch) fork(moving bool) error {
+	keep := []int{w.record.Int(), w.command.Int()}
 	l := &life{
-		command: unix.PollFd{Fd: int32(w.command.Int()), Events: unix.POLLIN},
-		word:    wordOf(w.page),
-		record:  uintptr(w.record.Int()),
-		retry:   unix.Timespec{Nsec: 100e6},
+		polled: [2]unix.PollFd{{Fd: int32(w.command.Int()), Events: unix.POLLIN}, {Fd: int32(w.told.Int()), Events: unix.POLLIN}},
+		word:   wordOf(w.page),
+		record: uintptr(w.record.Int()),
+		retry:  unix.Timespec{Nsec: 100e6},
+	}
+	if w.procs != nil {
+		keep = append(keep, w.told.Int(), w.procs.Int())
+		l.moving, l.procs, l.self = moving, uintptr(w.procs.Int()), [1]byte{'0'}
 	}
 	var err error
 	// Not by its path, which this user may be unable to reach, or where another version may be by now.
@@ -140,7 +172,7 @@ func (w *Watch) fork() error {
 		return err
 	}
 	w.guard.close()
-	w.guard, err = start(l, "crpipe-guard", w.record.Int(), w.command.Int())
+	w.guard, err = start(l, keep)
 	return err
 }
 
@@ -149,7 +181,7 @@ func (w *Watch) Ensure() error {
 	if w.guard.alive() {
 		return nil
 	}
-	if err := w.fork(); err != nil {
+	if err := w.fork(false); err != nil {
 		return fmt.Errorf("starting another guard: %w", err)
 	}
 	return nil
@@ -177,6 +209,19 @@ func (w *Watch) Write(entry []byte) error {
 	return nil
 }
 
+// ExpectMoves says whether moves between cgroups are to be expected soon.
+func (w *Watch) ExpectMoves(soon bool) {
+	if w == nil || w.procs == nil {
+		return
+	}
+	said := []byte{0}
+	if soon {
+		said[0] = 1
+	}
+	// An error: nobody reads there. Moves cost what they cost then.
+	_, _ = unix.Write(w.tells.Int(), said)
+}
+
 // Clear says that nothing is to be done any more.
 func (w *Watch) Clear() {
 	atomic.StoreUint64(wordOf(w.page), 0)
@@ -199,8 +244,9 @@ func (w *Watch) Close() {
 		_ = unix.Munmap(w.page)
 		w.page = nil
 	}
-	_ = w.record.Close()
-	_ = w.command.Close()
+	for _, fd := range []*sys.FD{w.record, w.command, w.tells, w.told, w.procs} {
+		_ = fd.Close()
+	}
 }
 
 // Orphaned returns what a dead command has left to undo, if this process has been executed by its guard. It takes the mark
