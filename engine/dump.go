@@ -246,7 +246,16 @@ func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *tr
 		return d.Add(tasks.ProcessKind.Type, s), nil
 	}
 	if p.Stat.State == 'Z' {
-		if err := tasks.DumpDeadLeader(p, s); err != nil {
+		// While the process is stopped by job control, stat shows the stop signal instead.
+		lead, err := d.View.Threads([]int{p.PID})
+		if err != nil {
+			return stream.Ref{}, fmt.Errorf("looking at a dead leader: %w", err)
+		}
+		code, ok := lead[0].State.ExitCode.Get()
+		if !ok {
+			code = int32(p.Stat.ExitCode)
+		}
+		if err := tasks.DumpDeadLeader(p, s, uint32(code)); err != nil {
 			return stream.Ref{}, err
 		}
 	}

@@ -138,9 +138,8 @@ func (s *Process) checkZombie() error {
 }
 
 // DumpDeadLeader fills in what is left of a leader that has ended while other threads of its process live.
-func DumpDeadLeader(p *object.Process, s *Process) error {
-	s.LeaderDead = true
-	s.WaitStatus = uint32(p.Stat.ExitCode)
+func DumpDeadLeader(p *object.Process, s *Process, status uint32) error {
+	s.LeaderDead, s.WaitStatus = true, status
 	s.Comm = p.Stat.Comm
 	s.UID, s.GID = p.Status.UID[0], p.Status.GID[0]
 	if s.WaitStatus&^0xff00 != 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
@@ -171,7 +172,13 @@ func marked(mark string) []int {
 		if pid == self {
 			continue
 		}
-		if data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err == nil && bytes.Contains(data, []byte(mark)) {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil || len(data) == 0 { // a leader that has ended may have left threads
+			if tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/environ", pid)); err == nil && len(tasks) > 1 {
+				data, _ = os.ReadFile(tasks[len(tasks)-1])
+			}
+		}
+		if bytes.Contains(data, []byte(mark)) {
 			pids = append(pids, pid)
 		}
 	}
