@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -330,6 +332,10 @@ type initialState struct {
 	session int
 	creds   tasks.Credentials
 	sched   tasks.Scheduling
+
+	oomScore   int32
+	coreFilter uint32
+	sigpending unix.Rlimit
 }
 
 func (s *initialState) read(tid int) error {
@@ -357,5 +363,26 @@ func (s *initialState) read(tid int) error {
 		return err
 	}
 	s.sched.Runtime = 0 // no custom slice
+	for _, f := range []struct {
+		name string
+		base int
+		to   func(v int64)
+	}{
+		{"oom_score_adj", 10, func(v int64) { s.oomScore = int32(v) }},
+		{"coredump_filter", 16, func(v int64) { s.coreFilter = uint32(v) }},
+	} {
+		data, err := os.ReadFile("/proc/self/" + f.name)
+		if err != nil {
+			return err
+		}
+		v, err := strconv.ParseInt(strings.TrimSpace(string(data)), f.base, 64)
+		if err != nil {
+			return fmt.Errorf("reading the own %s: %w", f.name, err)
+		}
+		f.to(v)
+	}
+	if err := unix.Getrlimit(unix.RLIMIT_SIGPENDING, &s.sigpending); err != nil {
+		return fmt.Errorf("reading RLIMIT_SIGPENDING: %w", err)
+	}
 	return nil
 }

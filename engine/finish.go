@@ -91,43 +91,56 @@ func (rs *restoration) finishProcesses() error {
 		done[ref] = true
 		return !before
 	}
+	// The table, with which the pool goes, comes behind in the same batch if everybody who needs the pool has its own.
+	atOnce := rs.eachTakesItsTable()
 	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
 		if p := t.process; first(p.state.MM) {
 			if err := p.space.Finish(rs.r, b); err != nil {
 				return err
 			}
 		}
-		if !first(t.fs()) {
+		if first(t.fs()) {
+			fs, err := object.State[files.FSState](rs.plan, t.fs())
+			if err != nil {
+				return err
+			}
+			if err := files.FSCalls(rs.r, b, fs); err != nil {
+				return err
+			}
+		}
+		if !atOnce || !first(t.files()) {
 			return nil
 		}
-		fs, err := object.State[files.FSState](rs.plan, t.fs())
+		table, err := object.State[files.TableState](rs.plan, t.files())
 		if err != nil {
 			return err
 		}
-		return files.FSCalls(rs.r, b, fs)
+		return files.TableCalls(rs.r, b, table)
 	}); err != nil {
 		return err
 	}
-	if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return files.TableCalls(rs.r, b, t) }); err != nil {
-		return err
-	}
-	if err := rs.takeLocks(files.TableLockCalls); err != nil {
-		return err
-	}
-	return rs.live(func(p *process, b *tracee.Batch) error {
-		if !first(p.state.Sighand) {
-			return nil
-		}
-		s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
-		if err != nil {
+	if !atOnce {
+		if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return files.TableCalls(rs.r, b, t) }); err != nil {
 			return err
 		}
-		if err := s.Check(); err != nil {
-			return err
+	}
+	return rs.takeLocks(files.TableLockCalls)
+}
+
+// eachTakesItsTable says whether every thread that finishes an address space or takes directories for others also is the one
+// that makes its descriptor table.
+func (rs *restoration) eachTakesItsTable() bool {
+	done := map[stream.Ref]bool{}
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			needs := !done[p.state.MM] || !done[t.fs()]
+			if needs && done[t.files()] {
+				return false
+			}
+			done[p.state.MM], done[t.fs()], done[t.files()] = true, true, true
 		}
-		s.Calls(b, rs.arch)
-		return nil
-	})
+	}
+	return true
 }
 
 // endZombies ends the processes that shall be zombies, the way they once ended.
@@ -159,13 +172,34 @@ func (rs *restoration) endZombies() error {
 	return nil
 }
 
-// finishThreads gives threads what is their own, credentials last but for what they would take back.
+// finishThreads gives threads what is their own, credentials last but for what they would take back, and processes their
+// signal actions.
 func (rs *restoration) finishThreads() error {
 	sections, err := rs.criticalSections()
 	if err != nil {
 		return err
 	}
-	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
+	// What is set from outside comes before the credentials, which could forbid it, but scheduling comes behind what depends
+	// on that: where there is any of that, or memory to be written, it takes two rounds.
+	twice := len(sections) > 0
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			twice = twice || t.state.Sched.Differs(&rs.initial.sched)
+		}
+	}
+	acted, warned := map[stream.Ref]bool{}, map[*process]bool{}
+	early := func(t *thread, b *tracee.Batch) error {
+		if ref := t.process.state.Sighand; !acted[ref] {
+			acted[ref] = true
+			s, err := object.State[signals.Sighand](rs.plan, ref)
+			if err != nil {
+				return err
+			}
+			if err := s.Check(); err != nil {
+				return err
+			}
+			s.Calls(b, rs.arch)
+		}
 		t.state.PointerCalls(b, rs.arch)
 		t.state.Prctls.Calls(b, rs.arch)
 		if t.state.Sched.Ioprio != 0 {
@@ -173,7 +207,24 @@ func (rs *restoration) finishThreads() error {
 			b.Call(b.Sys().IoprioSet, who, 0, t.state.Sched.Ioprio)
 		}
 		return nil
-	}); err != nil {
+	}
+	threads := map[*memory.Space]int{}
+	for _, p := range rs.procs {
+		threads[p.space] += len(p.threads)
+	}
+	// Only when all threads have their credentials: each change of them makes the process undumpable again (commit_creds).
+	alone := func(p *process) bool { return threads[p.space] == 1 }
+	late := func(t *thread, b *tracee.Batch) error {
+		rs.credentials(t, b, warned)
+		if alone(t.process) {
+			t.process.space.Settle(b)
+		}
+		return nil
+	}
+	if twice {
+		err = rs.everyThread(early)
+	}
+	if err != nil {
 		return err
 	}
 	for t, saved := range sections {
@@ -184,31 +235,39 @@ func (rs *restoration) finishThreads() error {
 	if err := rs.fromOutside(); err != nil {
 		return err
 	}
-	warned := map[*process]bool{}
 	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
-		t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
-		if t.process.birth.Parent == nil && t.state.Prctls.PdeathSignal != 0 {
-			// Its parent is cr-restore, whose end, soon, would have it killed.
-			if warned[t.process] {
-				return nil
+		if !twice {
+			if err := early(t, b); err != nil {
+				return err
 			}
-			warned[t.process] = true
-			rs.o.Warn(fmt.Sprintf("pid %d (%s): the signal that it wanted at the death of its parent, which is not part of the image, is not kept", t.process.state.PID, t.state.Comm))
-			return nil
 		}
-		t.state.Prctls.LateCalls(b, rs.arch)
-		return nil
+		return late(t, b)
 	}); err != nil {
 		return err
 	}
-	// Only when all threads have their credentials: each change of them makes the process undumpable again (commit_creds).
 	if err := rs.eachSpace(func(p *process, b *tracee.Batch) error {
-		p.space.Settle(b)
+		if !alone(p) {
+			p.space.Settle(b)
+		}
 		return nil
 	}); err != nil {
 		return err
 	}
 	return rs.finishSignals()
+}
+
+// credentials gives a thread its own, and what comes behind them.
+func (rs *restoration) credentials(t *thread, b *tracee.Batch, warned map[*process]bool) {
+	t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
+	if t.process.birth.Parent == nil && t.state.Prctls.PdeathSignal != 0 {
+		// Its parent is cr-restore, whose end, soon, would have it killed.
+		if !warned[t.process] {
+			warned[t.process] = true
+			rs.o.Warn(fmt.Sprintf("pid %d (%s): the signal that it wanted at the death of its parent, which is not part of the image, is not kept", t.process.state.PID, t.state.Comm))
+		}
+		return
+	}
+	t.state.Prctls.LateCalls(b, rs.arch)
 }
 
 // rseqCS is the offset of rseq_cs in struct rseq (linux/rseq.h).
@@ -219,24 +278,54 @@ const rseqCS = 8
 func (rs *restoration) criticalSections() (map[*thread][]byte, error) {
 	out := map[*thread][]byte{}
 	for _, p := range rs.procs {
+		var have []*thread
 		for _, t := range p.threads {
-			if t.state.Rseq == 0 {
-				continue
+			if t.state.Rseq != 0 {
+				have = append(have, t)
 			}
-			b := make([]byte, 8)
-			if err := sys.Read(t.task.Tid, arch.Addr(t.state.Rseq+rseqCS), b); err != nil {
-				return nil, fmt.Errorf("thread %d: reading rseq_cs: %w", t.state.TID, err)
+		}
+		for len(have) > 0 {
+			n := min(len(have), 512) // below IOV_MAX
+			words, err := rseqWords(have[:n])
+			if err != nil {
+				return nil, err
 			}
-			if string(b) != string(make([]byte, 8)) {
-				out[t] = b
+			for i, t := range have[:n] {
+				if w := words[8*i : 8*i+8]; string(w) != string(make([]byte, 8)) {
+					out[t] = w
+				}
 			}
+			have = have[n:]
 		}
 	}
 	return out, nil
 }
 
+// rseqWords reads rseq_cs of threads of one process, all in one call where that can read them.
+func rseqWords(threads []*thread) ([]byte, error) {
+	words := make([]byte, 8*len(threads))
+	if len(threads) > 1 {
+		remote := make([]unix.RemoteIovec, len(threads))
+		for i, t := range threads {
+			remote[i] = unix.RemoteIovec{Base: uintptr(t.state.Rseq + rseqCS), Len: 8}
+		}
+		local := unix.Iovec{Base: &words[0]}
+		local.SetLen(len(words))
+		if n, err := unix.ProcessVMReadv(threads[0].task.Tid, []unix.Iovec{local}, remote, 0); err == nil && n == len(words) {
+			return words, nil
+		}
+	}
+	for i, t := range threads {
+		if err := sys.Read(t.task.Tid, arch.Addr(t.state.Rseq+rseqCS), words[8*i:8*i+8]); err != nil {
+			return nil, fmt.Errorf("thread %d: reading rseq_cs: %w", t.state.TID, err)
+		}
+	}
+	return words, nil
+}
+
 // fromOutside sets what is set through /proc, or by calls on another task.
 func (rs *restoration) fromOutside() error {
+	groups := rs.ownCgroups()
 	for _, p := range rs.procs {
 		if p.state.Zombie {
 			continue
@@ -249,16 +338,20 @@ func (rs *restoration) fromOutside() error {
 				return wrap(err)
 			}
 		}
-		if err := tasks.SetOOMScore(p.task.Tid, p.state.OOMScore); err != nil {
-			return wrap(err)
+		if p.state.OOMScore != rs.initial.oomScore {
+			if err := tasks.SetOOMScore(p.task.Tid, p.state.OOMScore); err != nil {
+				return wrap(err)
+			}
 		}
-		if err := p.space.WriteFilter(p.task.Tid); err != nil {
-			return wrap(err)
+		if p.space.MM.CoreFilter != rs.initial.coreFilter {
+			if err := p.space.WriteFilter(p.task.Tid); err != nil {
+				return wrap(err)
+			}
 		}
 		if err := tasks.SetLimits(p.task.Tid, p.state.Limits); err != nil {
 			return wrap(err)
 		}
-		rs.joinCgroups(p)
+		rs.joinCgroups(p, groups)
 	}
 	return nil
 }

@@ -56,21 +56,36 @@ func leaderName(id int32, outside bool) string {
 	return strconv.Itoa(int(id))
 }
 
-// joinCgroups puts a process into the cgroups that it was in, where they exist. Where one does not, the process stays in
-// cr-restore's, which is said.
-func (rs *restoration) joinCgroups(p *process) {
+// cgroups are those that all new tasks are in, and where cgroups are mounted.
+type cgroups struct {
+	mounts []procfs.Mount
+	now    []procfs.Cgroup
+}
+
+// ownCgroups looks, once for all, at those of the thread that all are made from; nil when it cannot, which is said.
+func (rs *restoration) ownCgroups() *cgroups {
 	mounts, err := procfs.ReadSelfMountinfo()
 	if err != nil {
 		rs.o.Warn(fmt.Sprintf("finding the mounted cgroups: %v", err))
-		return
+		return nil
 	}
-	now, err := procfs.ReadCgroups(p.task.Tid)
+	now, err := procfs.ReadCgroups(rs.tracer.Tid())
 	if err != nil {
-		rs.o.Warn(fmt.Sprintf("pid %d: reading its cgroups: %v", p.state.PID, err))
+		rs.o.Warn(fmt.Sprintf("reading the own cgroups: %v", err))
+		return nil
+	}
+	return &cgroups{mounts, now}
+}
+
+// joinCgroups puts a process into the cgroups that it was in, where they exist. Where one does not, the process stays in
+// cr-restore's, which is said.
+func (rs *restoration) joinCgroups(p *process, own *cgroups) {
+	if own == nil {
 		return
 	}
+	mounts := own.mounts
 	for _, c := range p.state.Cgroups {
-		if slices.ContainsFunc(now, func(have procfs.Cgroup) bool { return have.Controllers == c.Controllers && have.Path == c.Path }) {
+		if slices.ContainsFunc(own.now, func(have procfs.Cgroup) bool { return have.Controllers == c.Controllers && have.Path == c.Path }) {
 			continue // moving a task waits for all processors
 		}
 		root := cgroupRoot(mounts, c.Controllers)

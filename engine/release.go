@@ -15,6 +15,7 @@ import (
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/engine/tasks"
 	"crpipe/stream"
 )
 
@@ -56,7 +57,25 @@ func (rs *restoration) forgetChildren() error {
 			odd[parent] = append(odd[parent], unix.Signal(p.state.ExitSignal))
 		}
 	}
+	heard := map[*process]bool{} // who has been sent any SIGCHLD
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			heard[rs.byPID[p.state.Parent]] = true
+		}
+	}
+	for _, x := range rs.forest.All {
+		if x.Ghost() {
+			for _, b := range []*tasks.Birth{x.Parent, x.Reaper} {
+				if b != nil {
+					heard[rs.byPID[b.PID]] = true
+				}
+			}
+		}
+	}
 	return rs.live(func(p *process, b *tracee.Batch) error {
+		if !heard[p] && p.state.Parent != 0 {
+			return nil
+		}
 		forgetSignal(b, unix.SIGCHLD)
 		for _, sig := range odd[p] { // one each: real-time signals queue
 			forgetSignal(b, sig)
@@ -80,7 +99,7 @@ func (rs *restoration) queueSignals(chosen func(*process) bool) error {
 		t.state.Signals.Calls(b, rs.arch, t.process.state.PID, t.state.TID)
 		if t == t.process.threads[0] {
 			t.process.state.Signals.Calls(b, rs.arch, t.process.state.PID)
-			t.process.state.Limits.LateCalls(b)
+			t.process.state.Limits.LateCalls(b, rs.initial.sigpending)
 		}
 		return nil
 	})

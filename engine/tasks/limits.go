@@ -68,7 +68,10 @@ func SetLimits(pid int, l Limits) error {
 
 // LateCalls adds the call by which a process itself takes a limit under which its pending signals and timers, each of
 // which counts, could not be made again: they are older than the limit. Lowering needs no privilege.
-func (l Limits) LateCalls(b *tracee.Batch) {
+func (l Limits) LateCalls(b *tracee.Batch, have unix.Rlimit) {
+	if have.Cur == l[2*unix.RLIMIT_SIGPENDING] && have.Max == l[2*unix.RLIMIT_SIGPENDING+1] {
+		return
+	}
 	pair := binary.NativeEndian.AppendUint64(nil, l[2*unix.RLIMIT_SIGPENDING])
 	pair = binary.NativeEndian.AppendUint64(pair, l[2*unix.RLIMIT_SIGPENDING+1])
 	b.Call(b.Sys().Prlimit64, 0, unix.RLIMIT_SIGPENDING, pair, 0).Note("RLIMIT_SIGPENDING")

@@ -133,6 +133,13 @@ func trim(mask []byte) []byte {
 	return mask
 }
 
+// Differs says whether Apply has anything to do.
+func (s *Scheduling) Differs(have *Scheduling) bool {
+	return s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.Priority != have.Priority ||
+		s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin ||
+		s.UtilMax != have.UtilMax || string(s.Affinity) != string(have.Affinity)
+}
+
 // Apply gives thread tid its scheduling from outside. have is what all tasks of the restore start with.
 func (s *Scheduling) Apply(tid int, have *Scheduling) error {
 	if s.Nice != have.Nice {
