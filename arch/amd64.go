@@ -14,10 +14,7 @@ var amd64 = &Arch{
 
 	// The order matters at restore only in that both come after every system call. NT_PRFPREG is
 	// part of the xsave area.
-	Regsets: []Regset{
-		{Name: "prstatus", Note: NTPRStatus, Size: amd64PRStatusSize},
-		{Name: "xstate", Note: NTX86XState},
-	},
+	Regsets:      amd64Regsets,
 	PRStatusSize: amd64PRStatusSize,
 
 	Sys:      amd64Syscalls,
@@ -46,7 +43,14 @@ var amd64 = &Arch{
 		Code:      "[vdso]",
 		MapOption: 0x2003, // ARCH_MAP_VDSO_64, asm/prctl.h
 	},
-	SigFrame:  amd64SigFrame,
-	FitXState: FitX86XState,
-	Compat:    i386,
+	SigFrame:   amd64SigFrame,
+	FitXState:  FitX86XState,
+	Compat:     amd64Compat,
+	CompatMode: amd64CompatMode,
+	AuditArch:  0xc000003e,
+}
+
+var amd64Regsets = []Regset{
+	{Name: "prstatus", Note: NTPRStatus, Size: amd64PRStatusSize},
+	{Name: "xstate", Note: NTX86XState},
 }

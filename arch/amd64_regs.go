@@ -67,7 +67,10 @@ func amd64RewindSyscall(b []byte, nr int) {
 	amd64ClearSyscall(b)
 }
 
+// amd64SetCall also makes a task that executed 32-bit code one that executes 64-bit code.
 func amd64SetCall(b []byte, pc Addr, nr int, args [6]uint64) {
+	amd64Words.set(b, amd64CS, amd64UserCS)
+	amd64Words.set(b, amd64SS, amd64UserDS)
 	for i, a := range args {
 		amd64Words.set(b, amd64ArgRegs[i], a)
 	}

@@ -79,6 +79,7 @@ var amd64Syscalls = Syscalls{
 	Wait4:                61,
 	Waitid:               247,
 	Execve:               59,
+	Execveat:             322,
 	Unshare:              272,
 	Setns:                308,
 	Setresuid:            117,

@@ -112,8 +112,13 @@ type Arch struct {
 	// nil where there is none.
 	FitXState func(blob, native []byte) ([]byte, error)
 
-	// Compat describes the 32-bit tasks that this architecture's kernel runs too; nil for none.
+	// Compat describes the 32-bit tasks that this architecture's kernel runs too; nil for none. Its
+	// registers are those of this architecture, which the kernel has of every task.
 	Compat *Arch
+	// CompatMode says whether registers are of a task that executes 32-bit code; nil where Compat is.
+	CompatMode func(regs []byte) bool
+	// AuditArch is AUDIT_ARCH_* of linux/audit.h, by which PTRACE_GET_SYSCALL_INFO says whose a call is.
+	AuditArch uint32
 
 	// Run is nil where this build can dump and restore tasks of this architecture on such a
 	// machine, else it says why not.
@@ -157,15 +162,13 @@ func (a *Arch) CheckPRStatus(regs []byte) error {
 	return nil
 }
 
-// ForPRStatus returns the architecture, a itself or its 32-bit companion, whose NT_PRSTATUS has
-// this length: the kernel gives a task's registers in the view of the mode that it runs in.
-func (a *Arch) ForPRStatus(size int) (*Arch, error) {
-	for _, v := range []*Arch{a, a.Compat} {
-		if v != nil && v.PRStatusSize == size {
-			return v, nil
-		}
+// Mode returns the architecture, a itself or its 32-bit companion, of the code that a task with these
+// registers executes. The calls of 32-bit code are those of the companion; 64-bit code can issue both.
+func (a *Arch) Mode(regs []byte) *Arch {
+	if a.Compat != nil && a.CompatMode(regs) {
+		return a.Compat
 	}
-	return nil, fmt.Errorf("general registers of %d bytes are not those of a task on %s", size, a.Name)
+	return a
 }
 
 // PageDown and PageUp round an address to a multiple of the usual page size.

@@ -61,11 +61,12 @@ func TestArchitectures(t *testing.T) {
 	if (err == nil) != (runtime.GOARCH == "amd64") || err == nil && a.Name != runtime.GOARCH {
 		t.Errorf("Native() = %v, %v", a, err)
 	}
-	if v, err := amd64.ForPRStatus(68); err != nil || v != i386 {
-		t.Errorf("68 bytes on amd64: %v", err)
-	}
-	if _, err := amd64.ForPRStatus(100); err == nil {
-		t.Error("100 bytes on amd64 are registers")
+	regs := make([]byte, amd64.PRStatusSize)
+	for cs, want := range map[uint64]*Arch{0x33: amd64, 0xe033: amd64, 0x23: amd64Compat, 0x7: amd64Compat} {
+		amd64Words.set(regs, amd64CS, cs)
+		if got := amd64.Mode(regs); got != want {
+			t.Errorf("cs %#x is of mode %s", cs, got.Name)
+		}
 	}
 }
 
@@ -138,6 +139,19 @@ func TestRestart(t *testing.T) {
 	if got := i386.Restart(regs); got != RestartEINTR {
 		t.Errorf("32-bit epoll_wait: %v", got)
 	}
+	// The same task as an x86-64 kernel has it: what the upper halves hold is not looked at.
+	c := amd64Compat
+	regs = make([]byte, c.PRStatusSize)
+	c.SetCall(regs, 0x1002, c.Sys.Ioctl, [6]uint64{1, 0xffffffff00005409, 1})
+	amd64Words.set(regs, amd64OrigRAX, uint64(c.Sys.Ioctl))
+	c.SetResult(regs, -4)
+	if got := c.Restart(regs); got != RestartEINTR {
+		t.Errorf("32-bit tcdrain: %v", got)
+	}
+	amd64Words.set(regs, amd64OrigRAX, 0xffffffff)
+	if got := c.Restart(regs); got != RestartNone {
+		t.Errorf("32-bit code in no call: %v", got)
+	}
 	if arm64.Restart(make([]byte, arm64.PRStatusSize)) != RestartNone {
 		t.Error("arm64 knows a call from these registers")
 	}
@@ -179,7 +193,7 @@ func TestRoutineCode(t *testing.T) {
 	for _, part := range []struct {
 		name string
 		code []byte
-	}{{"amd64RoutineCode", amd64RoutineCode}, {"amd64StubCode", amd64StubCode}, {"amd64VisitCode", amd64VisitCode}} {
+	}{{"amd64RoutineCode", amd64RoutineCode}, {"amd64StubCode", amd64StubCode}, {"amd64CompatStubCode", amd64CompatStubCode}, {"amd64VisitCode", amd64VisitCode}} {
 		_, text, ok := bytes.Cut(src, []byte("var "+part.name+" = []byte{\n"))
 		if !ok {
 			t.Fatalf("%s is not in the source", part.name)
@@ -216,6 +230,9 @@ func TestRoutineCode(t *testing.T) {
 	if !bytes.Equal(r.Code[r.Syscall:r.Syscall+2], amd64.SyscallInsn) {
 		t.Error("Routine.Syscall is not at a system call instruction")
 	}
+	if !bytes.Equal(r.Code[r.Compat:r.Compat+2], amd64Compat.SyscallInsn) {
+		t.Error("Routine.Compat is not at int 0x80")
+	}
 	if r.Code[r.Stop-1] != 0xcc {
 		t.Error("Routine.Stop is not after the breakpoint")
 	}
@@ -242,5 +259,20 @@ func TestStub(t *testing.T) {
 	}
 	if code := stub.Image[f.Entry-uint64(stub.Base):]; !bytes.Equal(code, amd64StubCode) {
 		t.Errorf("entry at % x", code)
+	}
+}
+
+func TestX86UserDesc(t *testing.T) {
+	// The descriptor that the kernel makes of glibc's TLS: base, all of the address space, writable data.
+	desc := uint64(0x09<<56 | 0xdf<<48 | 0xf3<<40 | 0xdbc380<<16 | 0xffff)
+	want := UserDesc{Entry: 12, Base: 0x09dbc380, Limit: 0xfffff, Flags: 0x51}
+	if got := X86UserDesc(12, desc); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	// 16-bit code that may not be read, absent, expanding down or conforming.
+	desc = uint64(0x00<<56 | 0x01<<48 | 0x7c<<40 | 0x123456<<16 | 0x89ab)
+	want = UserDesc{Entry: 14, Base: 0x123456, Limit: 0x189ab, Flags: 3<<1 | 1<<3 | 1<<5}
+	if got := X86UserDesc(14, desc); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -79,6 +79,7 @@ var arm64Syscalls = Syscalls{
 	Wait4:                260,
 	Waitid:               95,
 	Execve:               221,
+	Execveat:             281,
 	Unshare:              97,
 	Setns:                268,
 	Setresuid:            147,

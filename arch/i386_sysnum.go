@@ -79,6 +79,7 @@ var x86Syscalls = Syscalls{
 	Wait4:                114,
 	Waitid:               284,
 	Execve:               11,
+	Execveat:             358,
 	Unshare:              310,
 	Setns:                346,
 	Setresuid:            164,

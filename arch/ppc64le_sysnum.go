@@ -79,6 +79,7 @@ var ppc64leSyscalls = Syscalls{
 	Wait4:                114,
 	Waitid:               272,
 	Execve:               11,
+	Execveat:             362,
 	Unshare:              282,
 	Setns:                350,
 	Setresuid:            164,

@@ -23,7 +23,8 @@ package arch
 // expect, unless it has FlagIgnore. Then the routine sets status and stops by a breakpoint, which
 // the tracer sees as a SIGTRAP. Continued, it starts over with the same slot. After an entry with
 // FlagClone a task that sees result 0 is the child: its stack pointer is its own slot already
-// (clone_args.stack), and it starts over too.
+// (clone_args.stack), and it starts over too. An entry with FlagCompat is a call of the architecture's
+// Compat: its number, and its arguments of 32 bits, are those of that.
 const (
 	SlotCount   = 0
 	SlotDone    = 8
@@ -43,6 +44,7 @@ const (
 	FlagIgnore = 1 << 8
 	FlagExpect = 1 << 9
 	FlagClone  = 1 << 10
+	FlagCompat = 1 << 11
 )
 
 // A Routine is position-independent code that executes a table of calls. It fits in one page.
@@ -50,6 +52,7 @@ type Routine struct {
 	Code    []byte
 	Entry   int // offset at which a task starts
 	Syscall int // offset of a system call instruction, for calls that are issued by setting registers
+	Compat  int // the same for calls of Compat; 0: there is none
 	Stop    int // offset of the program counter that a task shows when it has stopped at the end of a batch
 }
 

@@ -79,6 +79,7 @@ var s390xSyscalls = Syscalls{
 	Wait4:                114,
 	Waitid:               281,
 	Execve:               11,
+	Execveat:             354,
 	Unshare:              303,
 	Setns:                339,
 	Setresuid:            208,

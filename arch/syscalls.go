@@ -16,7 +16,7 @@ type Syscalls struct {
 	RtSigtimedwait, RtSigtimedwaitTime64, RtSigreturn, RtSigsuspend, Sigaltstack, SetTidAddress          int
 	SetRobustList, GetRobustList, Rseq, RestartSyscall, Fchdir, Chdir, Chroot, Umask, Setsid, Getsid     int
 	Setpgid, Getpgid, Getpid, Gettid, Getppid, Kill, Tgkill, Tkill, Pause, Clone, Clone3, Fork, Vfork    int
-	Exit, ExitGroup, Wait4, Waitid, Execve, Unshare, Setns, Setresuid, Setresgid, Setresuid32            int
+	Exit, ExitGroup, Wait4, Waitid, Execve, Execveat, Unshare, Setns, Setresuid, Setresgid, Setresuid32  int
 	Setresgid32, Setfsuid, Setfsgid, Setfsuid32, Setfsgid32, Setgroups, Setgroups32, Getresuid           int
 	Getresgid, Getgroups, Capset, Capget, Prlimit64, Getrlimit, Getpriority, Setpriority, SchedSetattr   int
 	SchedGetattr, SchedSetscheduler, SchedSetaffinity, SchedGetaffinity, SchedYield, IoprioSet           int

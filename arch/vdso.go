@@ -121,3 +121,33 @@ func elfEnd(image []byte) (int, error) {
 	}
 	return int(end), nil
 }
+
+// VDSOWordSize returns how many bytes a word has for which a vdso was made, 0 for what is no ELF file.
+func VDSOWordSize(image []byte) int {
+	if len(image) > elf.EI_CLASS && string(image[:4]) == elf.ELFMAG {
+		switch elf.Class(image[elf.EI_CLASS]) {
+		case elf.ELFCLASS32:
+			return 4
+		case elf.ELFCLASS64:
+			return 8
+		}
+	}
+	return 0
+}
+
+// VDSOSameCode says whether a symbol's code is, byte for byte, the same in two code parts.
+func VDSOSameCode(a, b []byte, name string) bool {
+	code := func(image []byte) []byte {
+		syms, err := vdsoSymbols(image)
+		if err != nil {
+			return nil
+		}
+		s := syms[name]
+		if end := uint64(s.value) + s.size; s.size > 0 && end <= uint64(len(image)) && end > uint64(s.value) {
+			return image[s.value:end]
+		}
+		return nil
+	}
+	x, y := code(a), code(b)
+	return x != nil && bytes.Equal(x, y)
+}

@@ -52,7 +52,7 @@ func (rs *restoration) fillBank(reader *stream.Reader, rec *stream.Record) (_ *s
 // prune has a process drop what it has inherited of the bank for others than itself and those that it will make. It is called before it makes
 // any.
 func (rs *restoration) prune(b *tracee.Batch, x *tasks.Birth) {
-	if rs.bank == nil {
+	if rs.bank == nil || rs.switches(x) {
 		return
 	}
 	if rs.needs == nil {

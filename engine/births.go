@@ -24,7 +24,7 @@ func (rs *restoration) spawn() error {
 	if rs.arena, err = tracee.NewArena(rs.arch, count, 0); err != nil {
 		return err
 	}
-	if rs.base, err = memory.Hole(rs.spaces, rs.arch, uint64(rs.arena.Size())); err != nil {
+	if rs.base, err = memory.Hole(rs.spaces, rs.arch, uint64(rs.arena.Size()), rs.compat != nil); err != nil {
 		return err
 	}
 	if err := rs.initial.read(rs.tracer.Tid()); err != nil {
@@ -32,6 +32,11 @@ func (rs *restoration) spawn() error {
 	}
 	if err := rs.checkHost(); err != nil {
 		return err
+	}
+	if rs.compat != nil {
+		if err := rs.compat.open(rs); err != nil {
+			return err
+		}
 	}
 	if rs.stub, err = rs.tracer.Spawn(rs.arena, rs.base); err != nil {
 		return fmt.Errorf("starting the first task: %w", err)
@@ -159,6 +164,11 @@ func (rs *restoration) generation(creators []*tasks.Birth) error {
 	}
 	if err != nil {
 		return rs.explainTaken(err)
+	}
+	for _, x := range all {
+		if err := rs.setMode(x); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -74,9 +74,21 @@ func (rs *restoration) eachSpace(f func(p *process, b *tracee.Batch) error) erro
 
 // layOut has every process make its mappings, while all files of the pool are open in it.
 func (rs *restoration) layOut() error {
-	return rs.eachSpace(func(p *process, b *tracee.Batch) error {
+	err := rs.eachSpace(func(p *process, b *tracee.Batch) error {
 		return p.space.Layout(rs.r, b, [2]arch.Addr{rs.base, rs.base + arch.Addr(rs.arena.Size())})
 	})
+	if err != nil {
+		return err
+	}
+	for _, p := range rs.procs {
+		if p.state.Zombie {
+			continue
+		}
+		if err := p.space.CheckVDSO(p.task.Tid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // finishProcesses gives processes what belongs to them as a whole. The order matters: zombies must be there before

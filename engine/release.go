@@ -184,7 +184,11 @@ func (rs *restoration) removeTraces(chosen func(*process) bool) error {
 			if err != nil {
 				return err
 			}
-			traps = append(traps, &tracee.Step{Task: p.task, Nr: rs.arch.Sys.RtSigaction, Args: [6]uint64{uint64(unix.SIGTRAP), uint64(at), 0, 8}})
+			compat, nr := s.TrapCompat(), rs.arch.Sys.RtSigaction
+			if compat {
+				nr = rs.arch.Compat.Sys.RtSigaction
+			}
+			traps = append(traps, &tracee.Step{Task: p.task, Nr: nr, Compat: compat, Args: [6]uint64{uint64(unix.SIGTRAP), uint64(at), 0, 8}})
 		}
 		if rs.users[p.state.MM] == 0 {
 			unmaps = append(unmaps, p.task.Unmap())
@@ -199,7 +203,7 @@ func (rs *restoration) removeTraces(chosen func(*process) bool) error {
 		}
 		for _, s := range steps {
 			if s.Result < 0 {
-				return fmt.Errorf("pid %d: %s: %w", s.Task.Tid, rs.arch.SyscallName(s.Nr), unix.Errno(-s.Result))
+				return fmt.Errorf("pid %d: %s: %w", s.Task.Tid, s.Name(), unix.Errno(-s.Result))
 			}
 		}
 	}
@@ -218,6 +222,9 @@ func (rs *restoration) setFinal(p *process) error {
 		var sets []tracee.RegsetData
 		for _, s := range t.state.Regs {
 			sets = append(sets, tracee.RegsetData{Note: s.Note, Data: s.Data})
+		}
+		if err := rs.tracer.Do(func() error { return t.state.SetTLS(t.task.Tid) }); err != nil {
+			return err
 		}
 		if err := rs.tracer.SetFinal(t.task, sets, t.state.Signals.Mask); err != nil {
 			return fmt.Errorf("thread %d: %w", t.state.TID, err)

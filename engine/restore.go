@@ -53,6 +53,7 @@ type restoration struct {
 	spaces map[stream.Ref]*memory.Space
 	bank   *memory.Bank // pages that processes inherit, nil for none
 	needs  map[*tasks.Birth]memory.Needs
+	compat *compat // of trees with 32-bit code, else nil
 
 	tracer *tracee.Tracer
 	arena  *tracee.Arena
@@ -224,7 +225,10 @@ func (rs *restoration) planTree() error {
 			}
 		}
 	}
-	return rs.planMemory()
+	if err := rs.planMemory(); err != nil {
+		return err
+	}
+	return rs.planCompat()
 }
 
 // planMemory reads the address spaces and finds a place for the arena that is free in all of them.
@@ -455,6 +459,9 @@ func (rs *restoration) close() {
 	rs.tracer.Close()
 	if rs.r != nil {
 		rs.r.Close()
+	}
+	if rs.compat != nil {
+		rs.compat.close()
 	}
 	if rs.arena != nil {
 		_ = rs.arena.Close() // memory of ours only

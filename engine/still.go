@@ -152,7 +152,7 @@ func (h *treeHold) viewRegisters(d *object.Dumper) (done bool, err error) {
 		}
 	}
 	for i, t := range threads {
-		t.Kernel, t.Regs = &all[i], all[i].PRStatus.V
+		t.Kernel, t.Regs, t.ABI = &all[i], all[i].PRStatus.V, d.Arch
 		const enosys = -38 // what the result register holds as long as the call goes on
 		if _, in := d.Arch.SyscallNr(t.Regs); in && d.Arch.Result(t.Regs) == enosys && waitsInVfork(t) {
 			return false, &vforkError{t.Process.Error("", &object.Unsupported{What: freezer.ErrVfork.Error(), Do: vforkHint})}

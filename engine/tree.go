@@ -13,6 +13,7 @@ import (
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
 
@@ -204,15 +205,17 @@ func readRegisters(d *object.Dumper) error {
 	for _, p := range d.Processes {
 		for _, t := range p.Threads {
 			buf := make([]byte, d.Arch.PRStatusSize)
-			n, err := sys.PtraceGetRegset(t.TID, arch.NTPRStatus, buf)
+			n, err := sys.PtraceGetRegs(t.TID, buf)
+			if err == nil {
+				err = d.Arch.CheckPRStatus(buf[:n])
+			}
+			if err == nil {
+				t.Regs = buf[:n]
+				t.ABI, err = tracee.CallArch(d.Arch, t.TID, t.Regs)
+			}
 			if err != nil {
 				return p.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
 			}
-			if n != d.Arch.PRStatusSize {
-				d.Refuse(p.Error("", object.Unsupportedf("thread %d runs in the mode of another architecture (registers of %d bytes)", t.TID, n)))
-				n = d.Arch.PRStatusSize
-			}
-			t.Regs = buf[:n]
 			rewindInterrupted(d, t)
 		}
 	}
@@ -221,9 +224,9 @@ func readRegisters(d *object.Dumper) error {
 
 // rewindInterrupted: where the stop alone made a call return EINTR, it is about to be made again in the image.
 func rewindInterrupted(d *object.Dumper, t *object.Thread) {
-	if d.Arch.Restart(t.Regs) == arch.RestartEINTR && (t.Status.SigPnd|t.Status.ShdPnd)&^t.Status.SigBlk&t.Status.SigCgt == 0 {
-		nr, _ := d.Arch.SyscallNr(t.Regs)
-		d.Arch.RewindSyscall(t.Regs, nr)
+	if t.ABI.Restart(t.Regs) == arch.RestartEINTR && (t.Status.SigPnd|t.Status.ShdPnd)&^t.Status.SigBlk&t.Status.SigCgt == 0 {
+		nr, _ := t.ABI.SyscallNr(t.Regs)
+		t.ABI.RewindSyscall(t.Regs, nr)
 	}
 }
 

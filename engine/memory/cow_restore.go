@@ -87,7 +87,14 @@ func NewBank(plan *object.Plan, spaces map[stream.Ref]*Space) (*Bank, error) {
 	if size != cows[0].State.Size || size == 0 {
 		return nil, object.BadImagef("shared pages of %d bytes, of which %d are in address spaces", cows[0].State.Size, size)
 	}
-	b.settle(users)
+	// The first task is one of a 32-bit program where all are.
+	first := users[0].arch
+	for _, s := range spaces {
+		if s.arch != first && s.arch.Compat != nil {
+			first = s.arch
+		}
+	}
+	b.settle(users, first)
 	return b, nil
 }
 
@@ -169,8 +176,8 @@ func (b *Bank) add(start, end arch.Addr, v *area) {
 }
 
 // settle decides who keeps what.
-func (b *Bank) settle(users []*Space) {
-	b.space = &Space{Ref: b.Ref, arch: users[0].arch, pageSize: users[0].pageSize}
+func (b *Bank) settle(users []*Space, first *arch.Arch) {
+	b.space = &Space{Ref: b.Ref, arch: first, pageSize: users[0].pageSize}
 	for _, a := range b.areas {
 		v := a.like
 		if !v.of.IsZero() {
@@ -198,6 +205,9 @@ func (b *Bank) settle(users []*Space) {
 		}
 	}
 }
+
+// Copied says that the space's tasks inherit nothing of a bank: they execute a program of their own before.
+func (s *Space) Copied() { clear(s.kept) }
 
 // overlap returns those of ascending, disjoint ranges that have a part in [start, end).
 func overlap(ranges []Range, start, end arch.Addr) []Range {

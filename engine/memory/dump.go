@@ -28,6 +28,7 @@ type mmDump struct {
 	d       *object.Dumper
 	p       *object.Process
 	tid     int
+	arch    *arch.Arch           // of the program that the address space was made for: the machine's, or its 32-bit companion
 	objects map[objectKey]mapped // by what maps says
 	current *procfs.SmapsVMA     // the mapping that is being looked at
 	memory  *sys.FD              // /proc/PID/mem, opened when first wanted
@@ -85,11 +86,15 @@ func (m *mmDump) unknown(what string) error {
 }
 
 func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
+	var err error
+	if m.arch, err = m.programOf(as); err != nil {
+		return stream.Ref{}, err
+	}
 	mm, err := m.state(as)
 	if err != nil {
 		return stream.Ref{}, err
 	}
-	guards, huge, err := guardsAndHuge(m.tid, m.d.Arch.TaskSize)
+	guards, huge, err := guardsAndHuge(m.tid, m.arch.TaskSize)
 	if err != nil {
 		return stream.Ref{}, err
 	}
@@ -105,7 +110,7 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	if huge != nil {
 		mm.Huge = unasked(areas, *huge)
 	}
-	if err := checkVDSO(m.d.Arch, areas); err != nil {
+	if err := checkVDSO(m.arch, areas); err != nil {
 		m.d.Refuse(m.p.Error("", object.Unsupportedf("the vdso cannot be checkpointed: %v", err)))
 	} else if mm.VDSO, err = m.vdso(areas); err != nil {
 		return stream.Ref{}, err
@@ -134,6 +139,43 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	return ref, nil
 }
 
+// programOf returns the architecture of the program that an address space was made for.
+func (m *mmDump) programOf(as *kernelview.AddressSpace) (*arch.Arch, error) {
+	native := m.d.Arch
+	if native.Compat == nil {
+		return native, nil
+	}
+	if end, ok := as.TaskSize.Get(); ok {
+		if end <= native.Compat.TaskSize {
+			return native.Compat, nil
+		}
+		return native, nil
+	}
+	// The kernel maps each the vdso of its own.
+	maps, err := procfs.ReadMaps(m.tid)
+	if err != nil {
+		return nil, err
+	}
+	for i := range maps {
+		if maps[i].Path != native.VDSO.Code {
+			continue
+		}
+		mem, err := m.mem()
+		if err != nil {
+			return nil, err
+		}
+		head := make([]byte, 16)
+		if n, err := readAt(mem, head, uint64(maps[i].Start)); err != nil || n < len(head) {
+			return nil, fmt.Errorf("reading the vdso: %d bytes of %d: %w", n, len(head), errors.Join(err, unix.EFAULT))
+		}
+		if arch.VDSOWordSize(head) == native.Compat.WordSize {
+			return native.Compat, nil
+		}
+		return native, nil
+	}
+	return nil, m.unknown("whether a 32-bit program made its address space")
+}
+
 // refuse remembers a refusal about something of the process; any other error is returned.
 func (m *mmDump) refuse(what string, err error) error {
 	var u *object.Unsupported
@@ -150,7 +192,7 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 	if len(list) == 0 {
 		return nil, nil, errors.New("it has no mappings")
 	}
-	a := m.d.Arch
+	a := m.arch
 	areas = make([]Area, 0, len(list))
 	for i := range list {
 		v := &list[i]
@@ -246,7 +288,7 @@ func fits(v *procfs.SmapsVMA, of mapped) error {
 // vdso dumps the code that the kernel has mapped into the process; zero when it is not mapped.
 func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
 	for i := range areas {
-		if areas[i].Name != m.d.Arch.VDSO.Code {
+		if areas[i].Name != m.arch.VDSO.Code {
 			continue
 		}
 		size := areas[i].End - areas[i].Start
@@ -260,6 +302,9 @@ func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
 		}
 		if n, err := readAt(mem, image, areas[i].Start); err != nil || n < len(image) {
 			return stream.Ref{}, fmt.Errorf("reading the vdso: %d bytes of %d: %w", n, len(image), errors.Join(err, unix.EFAULT))
+		}
+		if arch.VDSOWordSize(image) != m.arch.WordSize {
+			m.d.Refuse(m.p.Error("", object.Unsupportedf("its vdso is not that of a program of %s (x32?)", m.arch.Machine)))
 		}
 		return m.d.Once(vdsoKey(image), func() (stream.Ref, error) { return m.d.Add(TypeVDSO, &VDSO{Image: image}), nil })
 	}

@@ -68,7 +68,7 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 	for i := range maps {
 		v := &maps[i]
 		list[i].VMA = *v
-		if specialOf(m.d.Arch, v) == outside {
+		if specialOf(m.arch, v) == outside {
 			continue
 		}
 		if len(areas) == 0 || areas[0].Start != v.Start || areas[0].End != v.End {

@@ -63,7 +63,7 @@ func TestKnownMappings(t *testing.T) {
 	needRoot(t)
 	needView(t)
 	pid := start(t, t.TempDir())
-	m := &mmDump{d: newDumper(t), tid: pid}
+	m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 	list, policies, err := m.known()
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +109,7 @@ func TestKnownEverywhere(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		m := &mmDump{d: &object.Dumper{View: v, Arch: native(t)}, tid: pid}
+		m := &mmDump{d: &object.Dumper{View: v, Arch: native(t)}, arch: native(t), tid: pid}
 		difference := ""
 		for range 20 {
 			before, err := procfs.ReadSmaps(pid)
@@ -190,7 +190,7 @@ func TestUnknownMappings(t *testing.T) {
 		if name == "a file more" && real.V[last-1].File != 0 {
 			continue
 		}
-		m := &mmDump{d: newDumper(t), tid: pid}
+		m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 		m.d.View = says{v, areas}
 		if list, _, err := m.known(); err != nil || list != nil {
 			t.Errorf("%s: %d mappings are known (%v)", name, len(list), err)
@@ -200,7 +200,7 @@ func TestUnknownMappings(t *testing.T) {
 	for _, policy := range []kernelview.Maybe[bool]{{}, kernelview.Is(true)} {
 		areas := slices.Clone(real.V)
 		areas[3].Policy = policy
-		m := &mmDump{d: newDumper(t), tid: pid}
+		m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 		m.d.View = says{v, areas}
 		if list, policies, err := m.known(); err != nil || list == nil || !policies {
 			t.Errorf("policy %v: %d mappings, policies %v (%v)", policy, len(list), policies, err)
@@ -240,7 +240,7 @@ func TestUserfault(t *testing.T) {
 	if len(said) > 0 {
 		t.Skip(said)
 	}
-	m := &mmDump{d: newDumper(t), tid: pid}
+	m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 	if list, _, err := m.known(); err != nil || list != nil {
 		t.Errorf("%d mappings are known (%v)", len(list), err)
 	}

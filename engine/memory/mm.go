@@ -27,6 +27,9 @@ const (
 
 // MM is the record of an address space: everything but its mappings, which follow in Areas records.
 type MM struct {
+	// Compat: of a program of the 32-bit companion of the image's architecture.
+	Compat bool `msgpack:"compat,omitempty"`
+
 	VDSO stream.Ref `msgpack:"vdso,omitempty"` // zero: the vdso is not mapped
 	Exe  stream.Ref `msgpack:"exe,omitempty"`  // a mapfile; what /proc/PID/exe shows
 

@@ -119,7 +119,7 @@ func layOut(t testing.TB, plan *object.Plan, spaces map[stream.Ref]*Space) *rebu
 	if err := b.r.MakeObjects(); err != nil {
 		t.Fatal(err)
 	}
-	base, err := Hole(spaces, a, uint64(b.arena.Size()))
+	base, err := Hole(spaces, a, uint64(b.arena.Size()), false)
 	if err != nil {
 		t.Fatal(err)
 	}

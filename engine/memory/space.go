@@ -20,7 +20,8 @@ type Space struct {
 	VDSO *VDSO // nil when none is mapped
 
 	areas    []area
-	arch     *arch.Arch
+	native   *arch.Arch // the image's
+	arch     *arch.Arch // of the program: native, or its 32-bit companion
 	pageSize int
 
 	cow  []Range     // pages that it shares with others (cow_restore.go)
@@ -75,7 +76,12 @@ func Spaces(plan *object.Plan, a *arch.Arch) (map[stream.Ref]*Space, error) {
 		}
 	}
 	for _, m := range object.All[MM](plan) {
-		s := &Space{Ref: m.Ref, MM: m.State, arch: a, pageSize: pageSize}
+		s := &Space{Ref: m.Ref, MM: m.State, native: a, arch: a, pageSize: pageSize}
+		if m.State.Compat {
+			if s.arch = a.Compat; s.arch == nil {
+				return nil, object.BadImagef("address space %d is of a 32-bit program, which %s does not have", m.Ref.ID, a.Name)
+			}
+		}
 		if m.Ref.IsZero() {
 			return nil, object.BadImagef("an address space that nothing can refer to")
 		}

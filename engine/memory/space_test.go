@@ -237,7 +237,7 @@ func TestHole(t *testing.T) {
 	second := &Space{arch: a, pageSize: 4096, areas: []area{{start: 8 << 30, end: 100 << 30}, {start: 0x300000000000, end: 0x7fff00000000}}}
 	spaces[stream.Ref{ID: 6, Class: "mm"}] = second
 	for _, need := range []uint64{4096, 1 << 20, 1 << 30, 700 << 30, 4 << 40, 20 << 40} {
-		at, err := Hole(spaces, a, need)
+		at, err := Hole(spaces, a, need, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,7 +256,7 @@ func TestHole(t *testing.T) {
 	second.areas = []area{{start: 4096, end: a.TaskSize}}
 	var lacking *object.Lacking
 	for _, need := range []uint64{1, 1 << 63, 1<<64 - 1} {
-		if at, err := Hole(spaces, a, need); !errors.As(err, &lacking) {
+		if at, err := Hole(spaces, a, need, false); !errors.As(err, &lacking) {
 			t.Errorf("a hole of %d bytes in a full address space: %v, %v", need, at, err)
 		}
 	}

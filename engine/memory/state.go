@@ -9,7 +9,7 @@ import (
 
 // state returns the record of an address space as far as the kernel view knows it.
 func (m *mmDump) state(as *kernelview.AddressSpace) (*MM, error) {
-	mm := &MM{}
+	mm := &MM{Compat: m.arch != m.d.Arch}
 	var err error
 	mm.Dumpable = must(m, &err, "dumpable", as.Dumpable)
 	mm.CoreFilter = must(m, &err, "coredump_filter", as.CoreFilter)

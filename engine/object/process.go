@@ -1,6 +1,7 @@
 package object
 
 import (
+	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/stream"
@@ -39,6 +40,8 @@ type Thread struct {
 	View    *kernelview.Thread
 	Regs    []byte                // NT_PRSTATUS, as the thread will go on
 	Kernel  *kernelview.Registers // what need not be asked by ptrace: all of it known; nil: ask
+	// ABI is whose the system call is that Regs show: the machine's, or its 32-bit companion's. Set when Regs are.
+	ABI *arch.Arch
 
 	// What the families found that the thread has alone or with others than its leader; zero: what its process has.
 	Files, FS stream.Ref

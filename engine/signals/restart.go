@@ -1,6 +1,7 @@
 package signals
 
 import (
+	"encoding/binary"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,10 @@ type Restart struct {
 	Shared  bool   `msgpack:"shared,omitempty"` // not FUTEX_PRIVATE_FLAG
 	// Endless: the call had no end, so it is just made again.
 	Endless bool `msgpack:"endless,omitempty"`
+	// Compat: the call is one of 32-bit code, and goes on as such.
+	Compat bool `msgpack:"compat,omitempty"`
+	// Time32: what is at Remain is struct old_timespec32.
+	Time32 bool `msgpack:"time32,omitempty"`
 }
 
 // Kinds of Restart.
@@ -41,13 +46,14 @@ const (
 
 const erestartRestartblock = -516 // linux/errno.h, never seen by a program
 
-func dumpRestart(t *object.Thread, a *arch.Arch) (Restart, error) {
+func dumpRestart(t *object.Thread, native *arch.Arch) (Restart, error) {
+	a := t.ABI
 	nr, in := a.SyscallNr(t.Regs)
 	if !in || a.Result(t.Regs) != erestartRestartblock {
 		return Restart{}, nil
 	}
 	v := t.View.Restart
-	r := Restart{Endless: v.Infinite}
+	r := Restart{Endless: v.Infinite, Compat: a != native}
 	if left, ok := v.Left.Get(); ok {
 		r.Left = max(left, 1)
 	} else if !v.Infinite {
@@ -55,10 +61,10 @@ func dumpRestart(t *object.Thread, a *arch.Arch) (Restart, error) {
 	}
 	switch v.Kind {
 	case kernelview.RestartNanosleep:
-		if v.Compat || v.Alarm {
+		if v.Alarm || v.Compat && !r.Compat {
 			break
 		}
-		r.Kind, r.Clock, r.Remain = RestartNanosleep, v.Clock, uint64(v.Remain)
+		r.Kind, r.Clock, r.Remain, r.Time32 = RestartNanosleep, v.Clock, uint64(v.Remain), v.Compat
 		return r, nil
 	case kernelview.RestartPoll:
 		r.Kind, r.Addr, r.Count = RestartPoll, uint64(v.Pollfds), v.NPollfds
@@ -104,36 +110,80 @@ func restarted(t *object.Thread, a *arch.Arch) int {
 // Issue adds the call that goes on with the wait for the time that was left; monotonic is the present CLOCK_MONOTONIC in
 // ns. The program's own memory and arguments stay as they are: the time is in the batch's.
 func (r *Restart) Issue(b *tracee.Batch, monotonic int64) *tracee.Call {
+	if r.Compat {
+		return r.issueCompat(b, monotonic)
+	}
 	n := b.Sys()
 	switch r.Kind {
 	case RestartNanosleep:
 		return b.Call(n.ClockNanosleep, r.Clock, 0, timespec(nil, r.Left), r.Remain)
 	case RestartPoll:
-		ms := int64(-1)
-		if !r.Endless {
-			ms = min((r.Left+1e6-1)/1e6, 1<<31-1)
-		}
-		return b.Call(n.Poll, r.Addr, r.Count, ms)
+		return b.Call(n.Poll, r.Addr, r.Count, r.pollTime())
 	case RestartFutex:
-		// FUTEX_WAIT_BITSET for all: it alone takes a bitset, and its time is absolute.
-		const waitBitset, private, realtime = 9, 128, 256
-		op, end := uint64(waitBitset), monotonic+r.Left
-		if !r.Shared {
-			op |= private
-		}
-		if r.Expires != 0 { // CLOCK_REALTIME itself is 0, like no clock at all
-			op |= realtime
-			end = r.Expires
-		}
+		op, end := r.futex(monotonic)
 		return b.Call(n.Futex, r.Addr, op, r.Val, timespec(nil, end), 0, r.Bitset)
 	}
 	return nil
+}
+
+// issueCompat is Issue for a call of 32-bit code: the restart block remembers that it was one (arch_set_restart_data in
+// arch/x86/include/asm/thread_info.h), and with that how the kernel names restart_syscall to it.
+func (r *Restart) issueCompat(b *tracee.Batch, monotonic int64) *tracee.Call {
+	n := &b.Arch().Compat.Sys
+	switch r.Kind {
+	case RestartNanosleep:
+		if r.Time32 {
+			// What is left was a time of 32 bits once.
+			var ts []byte
+			for _, v := range [2]int64{min(r.Left/1e9, 1<<31-1), r.Left % 1e9} {
+				ts = binary.NativeEndian.AppendUint32(ts, uint32(v))
+			}
+			return b.CompatCall(n.ClockNanosleep, r.Clock, 0, ts, r.Remain)
+		}
+		return b.CompatCall(n.ClockNanosleepTime64, r.Clock, 0, timespec(nil, r.Left), r.Remain)
+	case RestartPoll:
+		return b.CompatCall(n.Poll, r.Addr, r.Count, r.pollTime())
+	case RestartFutex:
+		op, end := r.futex(monotonic)
+		return b.CompatCall(n.FutexTime64, r.Addr, op, r.Val, timespec(nil, end), 0, r.Bitset)
+	}
+	return nil
+}
+
+// pollTime is the time left in ms, as poll(2) takes it.
+func (r *Restart) pollTime() int64 {
+	if r.Endless {
+		return -1
+	}
+	return min((r.Left+1e6-1)/1e6, 1<<31-1)
+}
+
+// futex returns operation and absolute end of FUTEX_WAIT_BITSET, which serves for all: it alone takes a bitset.
+func (r *Restart) futex(monotonic int64) (op uint64, end int64) {
+	const waitBitset, private, realtime = 9, 128, 256
+	op, end = waitBitset, monotonic+r.Left
+	if !r.Shared {
+		op |= private
+	}
+	if r.Expires != 0 { // CLOCK_REALTIME itself is 0, like no clock at all
+		op |= realtime
+		end = r.Expires
+	}
+	return op, end
 }
 
 // Check refuses what cannot be of a thread with these registers.
 func (r *Restart) Check(a *arch.Arch, regs []byte) error {
 	if r.Kind > RestartFutex || r.Left < 0 || r.Expires < 0 {
 		return object.BadImagef("interrupted call of kind %d with %d ns left", r.Kind, r.Left)
+	}
+	if r.Compat {
+		if a = a.Compat; a == nil {
+			return object.BadImagef("an interrupted call of 32-bit code on an architecture without any")
+		}
+	}
+	if r.Time32 && (!r.Compat || r.Kind != RestartNanosleep) {
+		return object.BadImagef("a time of 32 bits in a call that has none")
 	}
 	if _, in := a.SyscallNr(regs); r.Kind != RestartNone && !(in && a.Result(regs) == erestartRestartblock) {
 		return object.BadImagef("an interrupted call of kind %d that no register shows", r.Kind)

@@ -109,7 +109,7 @@ func TestRestartRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		th := &object.Thread{Process: &object.Process{PID: k.Pid}, TID: k.Tid, Status: status, View: &seen[0], Regs: make([]byte, a.PRStatusSize)}
+		th := &object.Thread{Process: &object.Process{PID: k.Pid}, TID: k.Tid, Status: status, View: &seen[0], Regs: make([]byte, a.PRStatusSize), ABI: a}
 		if err := tr.Do(func() error { _, err := sys.PtraceGetRegset(k.Tid, arch.NTPRStatus, th.Regs); return err }); err != nil {
 			t.Fatal(err)
 		}

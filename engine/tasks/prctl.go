@@ -75,9 +75,6 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 	if on, known := v.IOPermitted.Get(); known {
 		l.refuse(on, "has I/O ports open (iopl or ioperm)")
 	}
-	if tls, known := v.TLS.Get(); known {
-		l.refuse(tls != [3]uint64{}, "has TLS entries in its descriptor table (set_thread_area)")
-	}
 	return p
 }
 
@@ -118,6 +115,7 @@ func (p *Prctls) LateCalls(b *tracee.Batch, a *arch.Arch) {
 // DumpPointers fills in the addresses that a thread has registered with the kernel.
 func DumpPointers(d *object.Dumper, t *object.Thread, s *Thread) error {
 	s.ClearTID = uint64(look(looker{d, t}, t.View.ClearChildTid, "set_tid_address"))
+	dumpCompat(d, t, s)
 	head, length, err := sys.GetRobustList(t.TID)
 	if err != nil {
 		return t.Process.Error("", fmt.Errorf("reading robust list of thread %d: %w", t.TID, err))
@@ -151,6 +149,7 @@ func (s *Thread) PointerCalls(b *tracee.Batch, a *arch.Arch) {
 	if s.RobustList != 0 {
 		b.Call(a.Sys.SetRobustList, s.RobustList, s.RobustLen)
 	}
+	s.compatCalls(b)
 	if s.Rseq != 0 {
 		b.Call(a.Sys.Rseq, s.Rseq, uint64(s.RseqLen), 0, uint64(s.RseqSig))
 	}

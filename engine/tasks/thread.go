@@ -26,9 +26,13 @@ type Thread struct {
 	ClearTID   uint64 `msgpack:"clear_tid,omitempty"`   // set_tid_address(2)
 	RobustList uint64 `msgpack:"robust_list,omitempty"` // set_robust_list(2)
 	RobustLen  uint64 `msgpack:"robust_len,omitempty"`
-	Rseq       uint64 `msgpack:"rseq,omitempty"` // rseq(2): address, length in bytes, signature
-	RseqLen    uint32 `msgpack:"rseq_len,omitempty"`
-	RseqSig    uint32 `msgpack:"rseq_sig,omitempty"`
+	// CompatRobust is the list that 32-bit code has set.
+	CompatRobust uint64 `msgpack:"compat_robust,omitempty"`
+	Rseq         uint64 `msgpack:"rseq,omitempty"` // rseq(2): address, length in bytes, signature
+	RseqLen      uint32 `msgpack:"rseq_len,omitempty"`
+	RseqSig      uint32 `msgpack:"rseq_sig,omitempty"`
+
+	TLS []TLSEntry `msgpack:"tls,omitempty"` // set_thread_area(2): the entries that are in use, ascending
 
 	Seccomp       []stream.Ref `msgpack:"seccomp,omitempty"`        // its filters, oldest first
 	SeccompStrict bool         `msgpack:"seccomp_strict,omitempty"` // SECCOMP_MODE_STRICT
@@ -59,6 +63,9 @@ func (s *Thread) Check(a *arch.Arch) error {
 		return object.BadImagef("a name of %d bytes", len(s.Comm))
 	}
 	if err := s.checkRegsets(a); err != nil {
+		return err
+	}
+	if err := s.checkCompat(a); err != nil {
 		return err
 	}
 	if err := s.Creds.Check(); err != nil {

@@ -459,7 +459,7 @@ func (s *State) FormerCgroup(line procfs.Cgroup) string {
 // of it, unless a signal is pending that the thread would take.
 func (h *Held) setBack(t *thread) error {
 	var buf [1024]byte
-	n, err := sys.PtraceGetRegset(t.tid, arch.NTPRStatus, buf[:])
+	n, err := sys.PtraceGetRegs(t.tid, buf[:])
 	if err != nil {
 		return fmt.Errorf("reading the registers of pid %d: %w", t.tid, err)
 	}
@@ -467,11 +467,11 @@ func (h *Held) setBack(t *thread) error {
 	if err != nil {
 		return nil //nolint:nilerr // a port that knows no calls yet sets none back
 	}
-	a, err := native.ForPRStatus(n)
+	regs := buf[:n]
+	a, err := tracee.CallArch(native, t.tid, regs)
 	if err != nil {
 		return err
 	}
-	regs := buf[:n]
 	if a.Restart(regs) != arch.RestartEINTR {
 		return nil // the kernel sets the other classes back by itself
 	}
@@ -483,7 +483,7 @@ func (h *Held) setBack(t *thread) error {
 		return nil
 	}
 	a.Rewind(regs)
-	if err := sys.PtraceSetRegset(t.tid, arch.NTPRStatus, regs); err != nil {
+	if err := sys.PtraceSetRegs(t.tid, regs); err != nil {
 		return fmt.Errorf("setting the registers of pid %d: %w", t.tid, err)
 	}
 	return nil

@@ -19,6 +19,7 @@ const (
 	wordFSBase, wordDS = 21, 23
 	userRegsWords      = 27
 	userCode           = 0x33 // __USER_CS; another one runs in 32-bit mode, whose registers ptrace gives in another form
+	compatCall         = 2    // TS_COMPAT (asm/thread_info.h): 64-bit code is in a call of 32-bit code, int 0x80
 )
 
 // prstatus makes NT_PRSTATUS the way getreg does (arch/x86/kernel/ptrace.c).
@@ -30,7 +31,8 @@ func (v *bpfView) prstatus(r *rawTask) Maybe[[]byte] {
 	copy(out, r.frame)
 	le.PutUint64(out[wordCS*8:], le.Uint64(r.frame[wordCS*8:])&0xffff)
 	le.PutUint64(out[wordSS*8:], le.Uint64(r.frame[wordSS*8:])&0xffff)
-	if le.Uint64(out[wordCS*8:]) != userCode {
+	status, ok := v.l.uint(r.task, fTIStatus)
+	if le.Uint64(out[wordCS*8:]) != userCode || !ok || status&compatCall != 0 {
 		return Maybe[[]byte]{}
 	}
 	for i, f := range []field{fTFSBase, fTGSBase, fTDS, fTES, fTFSIndex, fTGSIndex} {

@@ -171,6 +171,7 @@ func (v *bpfView) addressSpace(addr uint64, b []byte) (Maybe[AddressSpace], erro
 		m.Auxv = Is(trimAuxv(words(auxv)))
 	}
 	m.Layout = v.marks(b)
+	m.TaskSize = num[arch.Addr](l, b, fMTaskSize)
 
 	var err error
 	if m.AIOContexts, err = v.aioContexts(b); err != nil {

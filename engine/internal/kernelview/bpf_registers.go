@@ -12,6 +12,7 @@ import (
 var (
 	fTaskSize     = want("task_struct")
 	fTStack       = want("task_struct.stack")
+	fTIStatus     = want("task_struct.thread_info.status")
 	fTPtrace      = want("task_struct.ptrace")
 	fTNvcsw       = want("task_struct.nvcsw")
 	fTNivcsw      = want("task_struct.nivcsw")

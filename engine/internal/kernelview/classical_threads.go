@@ -124,11 +124,32 @@ func (v *classicalView) fromOutside(t *Thread, st *procfs.Status, ours *sys.Sche
 	return nil
 }
 
+// mode32 says whether a thread executes the code of the 32-bit companion of this machine's architecture.
+func mode32(tid int) (bool, error) {
+	a, err := arch.Native()
+	if err != nil || a.Compat == nil {
+		return false, err
+	}
+	regs := make([]byte, a.PRStatusSize)
+	if _, err := sys.PtraceGetRegs(tid, regs); err != nil {
+		return false, err
+	}
+	return a.CompatMode(regs), nil
+}
+
 // mayVisit refuses threads that system calls would harm, or that would not get what they ask for.
 func (v *classicalView) mayVisit(t *Thread, st *procfs.Status) error {
 	if st.Seccomp != 0 {
 		return &RefusedError{
 			What: fmt.Sprintf("pid %d (%s): thread %d is in seccomp mode %d, so that it cannot be asked to execute the system calls by which it tells its state", t.Tgid, st.Name, t.Tid, st.Seccomp),
+			Fix:  "dump it as root on a kernel with BTF, where nothing is executed in it (--source bpf)",
+		}
+	}
+	if mode, err := mode32(t.Tid); err != nil {
+		return fmt.Errorf("reading registers of thread %d: %w", t.Tid, err)
+	} else if mode {
+		return &RefusedError{
+			What: fmt.Sprintf("pid %d (%s): thread %d executes 32-bit code, and cannot be asked to execute the system calls by which it tells its state", t.Tgid, st.Name, t.Tid),
 			Fix:  "dump it as root on a kernel with BTF, where nothing is executed in it (--source bpf)",
 		}
 	}

@@ -327,6 +327,7 @@ var (
 	fMDefFlags   = want("mm_struct.def_flags")
 	fMMembarrier = want("mm_struct.membarrier_state")
 	fMAuxv       = want("mm_struct.saved_auxv")
+	fMTaskSize   = want("mm_struct.task_size")
 	fMStartCode  = want("mm_struct.start_code")
 	fMEndCode    = want("mm_struct.end_code")
 	fMStartData  = want("mm_struct.start_data")

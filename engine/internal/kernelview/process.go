@@ -109,6 +109,8 @@ type AddressSpace struct {
 
 	Auxv   Maybe[[]uint64] // words, up to and with the AT_NULL pair
 	Layout Maybe[Layout]
+	// TaskSize is where the address space ends, which execve(2) has fixed: of a 32-bit program below 4 GiB.
+	TaskSize Maybe[arch.Addr]
 
 	AIOContexts Maybe[int]    // io_setup(2) contexts
 	LDT         Maybe[[]byte] // entries of modify_ldt(2), 8 bytes each

@@ -23,6 +23,8 @@ var hostOrder = binary.NativeEndian
 // and executable, and the slots, readable and writable. It belongs to one Tracer's thread once
 // tasks use it.
 type Arena struct {
+	Program *arch.Arch // whose stub Spawn executes: the machine's, or its 32-bit companion
+
 	arch     *arch.Arch
 	fd       *sys.FD
 	mem      []byte
@@ -55,7 +57,7 @@ func NewArena(a *arch.Arch, slots, slotSize int) (*Arena, error) {
 		return nil, errors.Join(fmt.Errorf("mapping the arena: %w", err), fd.Close())
 	}
 	copy(mem, a.Routine.Code)
-	ar := &Arena{arch: a, fd: fd, mem: mem, slotSize: slotSize, unused: make([]int, slots)}
+	ar := &Arena{Program: a, arch: a, fd: fd, mem: mem, slotSize: slotSize, unused: make([]int, slots)}
 	for i := range ar.unused {
 		ar.unused[i] = slots - 1 - i
 	}

@@ -98,6 +98,25 @@ func (b *Batch) Call(nr int, args ...any) *Call {
 	return c
 }
 
+// CompatCall is Call for a call of 32-bit code; nr is of Arch().Compat. What it points to must lie, as the slots do where
+// such calls are made, below 4 GiB.
+func (b *Batch) CompatCall(nr int, args ...any) *Call {
+	c := b.Call(nr, args...)
+	c.flags |= arch.FlagCompat
+	if b.arena.arch.Compat == nil {
+		b.fail(fmt.Errorf("call %d of the batch: this architecture has no calls of 32-bit code", len(b.calls)-1))
+	}
+	return c
+}
+
+// abi is whose number a call's is.
+func (c *Call) abi(a *arch.Arch) *arch.Arch {
+	if c.flags&arch.FlagCompat != 0 {
+		return a.Compat
+	}
+	return a
+}
+
 func (b *Batch) arg(a any) (arg, bool) {
 	switch v := a.(type) {
 	case int:

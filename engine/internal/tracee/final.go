@@ -39,7 +39,11 @@ func (t *Tracer) SetFinal(k *Task, sets []RegsetData, mask uint64) error {
 					return fmt.Errorf("pid %d: floating point registers: %w", k.Tid, err)
 				}
 			}
-			if err := sys.PtraceSetRegset(k.Tid, s.Note, data); err != nil {
+			set := func() error { return sys.PtraceSetRegset(k.Tid, s.Note, data) }
+			if s.Note == arch.NTPRStatus {
+				set = func() error { return sys.PtraceSetRegs(k.Tid, data) }
+			}
+			if err := set(); err != nil {
 				return fmt.Errorf("pid %d: setting register set %#x of %d bytes: %w", k.Tid, s.Note, len(data), err)
 			}
 		}

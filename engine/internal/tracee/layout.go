@@ -85,6 +85,9 @@ func (k *Task) fill(part []*Call) ([]*Buf, error) {
 		c.offset = arch.SlotEntries + i*arch.EntrySize
 	}
 	for _, c := range part {
+		if top := k.SlotAddr() + arch.Addr(len(f.mem)); c.flags&arch.FlagCompat != 0 && top > 1<<32 {
+			return nil, fmt.Errorf("pid %d: a call of 32-bit code with an arena at %v: %w", k.Tid, k.Base, unix.EINVAL)
+		}
 		e := f.mem[c.offset : c.offset+arch.EntrySize]
 		flags := c.flags
 		order.PutUint64(e[arch.EntryNr:], uint64(c.nr))
@@ -183,7 +186,7 @@ func (k *Task) collect(part []*Call, bufs []*Buf, first int) error {
 			break
 		}
 		if i == done || !c.tolerable() {
-			return &CallError{Tid: k.Tid, Name: k.arena.arch.SyscallName(c.nr), Index: first + i, Note: c.note, Result: c.result, Err: c.Errno(), Expect: c.expect}
+			return &CallError{Tid: k.Tid, Name: c.abi(k.arena.arch).SyscallName(c.nr), Index: first + i, Note: c.note, Result: c.result, Err: c.Errno(), Expect: c.expect}
 		}
 	}
 	return nil

@@ -11,24 +11,38 @@ import (
 	"crpipe/engine/internal/sys"
 )
 
-// ReadRegs reads the general registers of a stopped task, and says in which view they are: a's own
-// or that of its 32-bit companion.
+// ReadRegs reads the general registers of a stopped task, and says whose call they show: a's own or
+// one of its 32-bit companion.
 func (t *Tracer) ReadRegs(a *arch.Arch, tid int) ([]byte, *arch.Arch, error) {
 	var regs []byte
 	var view *arch.Arch
-	err := t.Do(func() error {
-		buf := make([]byte, a.PRStatusSize+8)
-		n, err := sys.PtraceGetRegset(tid, arch.NTPRStatus, buf)
-		if err != nil {
-			return fmt.Errorf("pid %d: reading registers: %w", tid, err)
+	err := t.Do(func() (err error) {
+		if regs, err = readRegs(a, tid); err == nil {
+			view, err = CallArch(a, tid, regs)
 		}
-		if view, err = a.ForPRStatus(n); err != nil {
-			return fmt.Errorf("pid %d: %w", tid, err)
-		}
-		regs = buf[:n]
-		return nil
+		return err
 	})
 	return regs, view, err
+}
+
+// CallArch returns the architecture, a itself or its 32-bit companion, of the call that a stopped task
+// is in: 64-bit code can issue both, and only the kernel knows which it was. It is to be called on the
+// tracer's thread.
+func CallArch(a *arch.Arch, tid int, regs []byte) (*arch.Arch, error) {
+	if mode := a.Mode(regs); mode != a || a.Compat == nil {
+		return mode, nil
+	}
+	if _, in := a.SyscallNr(regs); !in || a.Result(regs) >= 0 {
+		return a, nil // in none that is not over
+	}
+	info, err := sys.PtraceGetSyscallInfo(tid)
+	if err != nil {
+		return nil, fmt.Errorf("pid %d: reading whose system call it is in: %w", tid, err)
+	}
+	if info.Arch == a.Compat.AuditArch {
+		return a.Compat, nil
+	}
+	return a, nil
 }
 
 // Rewind makes the stop of one seized task invisible to the system call that it interrupted: a call

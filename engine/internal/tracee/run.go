@@ -139,8 +139,9 @@ func exits(a *arch.Arch, part []*Call) bool {
 	if len(part) == 0 {
 		return false
 	}
-	nr := part[len(part)-1].nr
-	return nr == a.Sys.Exit || nr == a.Sys.ExitGroup
+	last := part[len(part)-1]
+	nr := last.nr
+	return last.abi(a) == a && (nr == a.Sys.Exit || nr == a.Sys.ExitGroup)
 }
 
 // awaitBatch waits for the stop at the end of the routine's work.
@@ -178,7 +179,7 @@ func (k *Task) diedIn(part []*Call) error {
 	done := int(hostOrder.Uint64(k.slotMem()[arch.SlotDone:]))
 	where := "after its batch"
 	if done < len(part) {
-		where = fmt.Sprintf("in call %d of a batch, %s", done, k.arena.arch.SyscallName(part[done].nr))
+		where = fmt.Sprintf("in call %d of a batch, %s", done, part[done].abi(k.arena.arch).SyscallName(part[done].nr))
 	}
 	return fmt.Errorf("pid %d: %s %s: %w", k.Tid, k.status, where, unix.ESRCH)
 }

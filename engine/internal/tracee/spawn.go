@@ -56,7 +56,7 @@ func (t *Tracer) spawn(a *Arena, base arch.Addr) (*Task, error) {
 	if uint64(base)%uint64(a.arch.PageSize) != 0 || base == 0 {
 		return nil, fmt.Errorf("an arena at %v: %w", base, unix.EINVAL)
 	}
-	stub := a.arch.Stub()
+	stub := a.Program.Stub()
 	exe, err := memfd("crpipe-stub")
 	if err != nil {
 		return nil, err
@@ -115,15 +115,25 @@ func (t *Tracer) settle(k *Task, stub arch.Stub) error {
 	if err := sys.PtraceSetSigmask(k.Tid, BlockedMask); err != nil {
 		return fmt.Errorf("pid %d: blocking signals: %w", k.Tid, err)
 	}
+	if err := t.mapArena(k, stub, a.fd.Int(), unix.MAP_FIXED_NOREPLACE); err != nil {
+		return err
+	}
+	b := a.NewBatch()
+	b.Call(a.arch.Sys.Close, a.fd.Int())
+	return t.RunOne(k, b)
+}
+
+// mapArena makes a task that is in a stub map the arena, whose descriptor in it is fd.
+func (t *Tracer) mapArena(k *Task, stub arch.Stub, fd int, fixed uint64) error {
+	a := k.arena
 	page := uint64(a.arch.PageSize)
-	flags := uint64(unix.MAP_SHARED | unix.MAP_FIXED_NOREPLACE)
-	fd := uint64(a.fd.Int())
+	flags := unix.MAP_SHARED | fixed
 	maps := []struct{ addr, size, prot, offset uint64 }{
 		{uint64(k.Base), page, unix.PROT_READ | unix.PROT_EXEC, 0},
 		{uint64(k.Base) + page, uint64(a.Size()) - page, unix.PROT_READ | unix.PROT_WRITE, page},
 	}
 	for _, m := range maps {
-		step := &Step{Task: k, Nr: a.arch.Sys.Mmap, Args: [6]uint64{m.addr, m.size, m.prot, flags, fd, m.offset}}
+		step := &Step{Task: k, Nr: a.arch.Sys.Mmap, Args: [6]uint64{m.addr, m.size, m.prot, flags, uint64(fd), m.offset}}
 		if err := t.steps([]*Step{step}, stub.Syscall); err != nil {
 			return err
 		}
@@ -134,9 +144,7 @@ func (t *Tracer) settle(k *Task, stub arch.Stub) error {
 			return fmt.Errorf("pid %d: mapping the arena: it went to %#x instead of %#x", k.Tid, uint64(step.Result), m.addr)
 		}
 	}
-	b := a.NewBatch()
-	b.Call(a.arch.Sys.Close, a.fd.Int())
-	return t.RunOne(k, b)
+	return nil
 }
 
 // discard kills and reaps a task that has no children.

@@ -20,6 +20,7 @@ type Step struct {
 	Task   *Task
 	Nr     int
 	Args   [6]uint64
+	Compat bool  // a call of 32-bit code: see CompatCall
 	Result int64 // after CallSteps: -errno where it failed
 }
 
@@ -45,7 +46,10 @@ func (t *Tracer) steps(steps []*Step, at arch.Addr) error {
 		if pc == 0 {
 			pc = k.syscallAddr()
 		}
-		k.arena.arch.SetCall(regs, pc, s.Nr, s.Args)
+		if s.Compat {
+			pc = k.Base + arch.Addr(k.arena.arch.Routine.Compat)
+		}
+		s.abi().SetCall(regs, pc, s.Nr, s.Args)
 		if err := writeRegs(k.Tid, regs); err != nil {
 			return err
 		}
@@ -60,7 +64,7 @@ func (t *Tracer) steps(steps []*Step, at arch.Addr) error {
 		}
 		for _, s := range steps {
 			if err := t.awaitSyscallStop(s.Task); err != nil {
-				return fmt.Errorf("%s: %w", s.Task.arena.arch.SyscallName(s.Nr), err)
+				return fmt.Errorf("%s: %w", s.Name(), err)
 			}
 		}
 	}
@@ -69,9 +73,19 @@ func (t *Tracer) steps(steps []*Step, at arch.Addr) error {
 		if err != nil {
 			return err
 		}
-		s.Result = s.Task.arena.arch.Result(regs)
+		s.Result = s.abi().Result(regs)
 	}
 	return nil
+}
+
+// Name is the system call's.
+func (s *Step) Name() string { return s.abi().SyscallName(s.Nr) }
+
+func (s *Step) abi() *arch.Arch {
+	if s.Compat {
+		return s.Task.arena.arch.Compat
+	}
+	return s.Task.arena.arch
 }
 
 func (t *Tracer) awaitSyscallStop(k *Task) error {
@@ -174,7 +188,7 @@ func (t *Tracer) interruptSleep(j *job, timeout time.Duration) (arch.Restart, er
 	if err := sys.PtraceInterrupt(k.Tid); err != nil {
 		return 0, fmt.Errorf("pid %d: stopping it: %w", k.Tid, err)
 	}
-	a := k.arena.arch
+	a := last.abi(k.arena.arch)
 	var regs []byte
 	for {
 		ws, err := t.await(k)

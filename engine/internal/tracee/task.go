@@ -66,10 +66,9 @@ func (k *Task) delicate() bool { return k.init || !k.thread && k.group.live > 1 
 // regs reads the task's general registers.
 func (k *Task) regs() ([]byte, error) { return readRegs(k.arena.arch, k.Tid) }
 
-// readRegs reads NT_PRSTATUS in the view of a, which must be the task's current one.
 func readRegs(a *arch.Arch, tid int) ([]byte, error) {
 	buf := make([]byte, a.PRStatusSize+8)
-	n, err := sys.PtraceGetRegset(tid, arch.NTPRStatus, buf)
+	n, err := sys.PtraceGetRegs(tid, buf)
 	if err != nil {
 		return nil, fmt.Errorf("pid %d: reading registers: %w", tid, err)
 	}
@@ -80,7 +79,7 @@ func readRegs(a *arch.Arch, tid int) ([]byte, error) {
 }
 
 func writeRegs(tid int, regs []byte) error {
-	if err := sys.PtraceSetRegset(tid, arch.NTPRStatus, regs); err != nil {
+	if err := sys.PtraceSetRegs(tid, regs); err != nil {
 		return fmt.Errorf("pid %d: setting registers: %w", tid, err)
 	}
 	return nil
