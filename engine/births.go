@@ -27,6 +27,9 @@ func (rs *restoration) spawn() error {
 	if rs.base, err = memory.Hole(rs.spaces, rs.arch, uint64(rs.arena.Size()), rs.compat != nil); err != nil {
 		return err
 	}
+	if err := rs.tracer.Do(keepRights); err != nil {
+		return err
+	}
 	if err := rs.initial.read(rs.tracer.Tid()); err != nil {
 		return err
 	}

@@ -81,6 +81,12 @@ func (rs *restoration) checkHost() error {
 	if err := rs.checkOwnSeccomp(); err != nil {
 		return err
 	}
+	if rs.o.Groups != nil {
+		rs.initial.creds.Groups = rs.o.Groups
+	}
+	if err := rs.checkRights(); err != nil {
+		return err
+	}
 	var missing uint64
 	for _, p := range rs.procs {
 		for _, t := range p.threads {

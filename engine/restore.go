@@ -31,8 +31,11 @@ type RestoreOptions struct {
 	AllowChanged []string
 	// StdinTaken says that the image comes from standard input: with Wait that is not given to the tree.
 	StdinTaken bool
-	Progress   func(Progress)
-	Warn       func(string)
+	// Groups are the caller's supplementary groups where it cannot find them out itself: in a user namespace in which they have no
+	// numbers. nil: as it finds them.
+	Groups   []uint32
+	Progress func(Progress)
+	Warn     func(string)
 	// Guard ends a tree that is left stopped should this process die before Guard.Clear, which the caller calls once somebody
 	// has the ticket; may be nil. What runs, or has not come so far, needs none: the kernel ends it with its tracer.
 	Guard *Guardian

@@ -21,6 +21,7 @@ type restore struct {
 	PIDFile string   `name:"pid-file" placeholder:"FILE" help:"Write the pid of the root process to FILE."`
 	Inherit []string `placeholder:"NAME=FD" sep:"none" help:"Give descriptor FD for the external file NAME of the image (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr). May be repeated."`
 	Changed []string `name:"allow-changed" placeholder:"PATTERN" sep:"none" help:"Accept that files whose paths match PATTERN have changed or grown since the dump. May be repeated."`
+	UserNS  bool     `name:"userns" help:"Make the processes in a new user and pid namespace, in which an ordinary user may choose their pids."`
 	Verbose bool     `short:"v" help:"Say what is being done."`
 	cli.ProgressFlags
 }
@@ -36,6 +37,15 @@ func (c *restore) Run(app *cli.App) error {
 		return cli.UsageError("--wait and --frozen exclude each other", "")
 	case c.DryRun && (c.Wait || c.Frozen || c.PIDFile != ""):
 		return cli.UsageError("--dry-run makes nothing: --wait, --frozen and --pid-file have no place beside it", "")
+	}
+	inner := adoptInner()
+	switch {
+	case c.UserNS && inner == nil:
+		return c.runOuter(app)
+	case inner != nil:
+		if err := inner.prepare(); err != nil {
+			return err
+		}
 	}
 	inherit, err := inherited(c.Inherit)
 	if err != nil {
@@ -55,7 +65,7 @@ func (c *restore) Run(app *cli.App) error {
 		return err
 	}
 	var pidFile *cli.Output
-	if c.PIDFile != "" {
+	if c.PIDFile != "" && inner == nil {
 		if pidFile, err = app.Output(c.PIDFile, cli.Public); err != nil {
 			return err
 		}
@@ -76,6 +86,9 @@ func (c *restore) Run(app *cli.App) error {
 	if c.DryRun {
 		o.Plan = out
 	}
+	if inner != nil {
+		o.Groups = inner.groups
+	}
 	made, err := engine.Restore(app.Context, in, o)
 	if err != nil || c.DryRun {
 		return err
@@ -87,7 +100,15 @@ func (c *restore) Run(app *cli.App) error {
 	if err := guardian.Clear(); err != nil {
 		return err
 	}
-	if !c.Wait {
+	if inner != nil {
+		if err := inner.done(made.Root); err != nil {
+			return err // and the tree ends with its init
+		}
+	}
+	switch {
+	case !c.Wait && inner != nil:
+		return inner.stay()
+	case !c.Wait:
 		return nil
 	}
 	if err := app.ForwardSignals(made.Root); err != nil {
@@ -107,7 +128,7 @@ func (c *restore) output(app *cli.App) (*cli.Output, error) {
 	if c.DryRun {
 		return app.Output(c.Output, cli.Text)
 	}
-	if c.Output == "" && (c.Wait || !c.Frozen && cli.StdoutIsTerminal()) {
+	if c.UserNS || c.Output == "" && (c.Wait || !c.Frozen && cli.StdoutIsTerminal()) {
 		return nil, nil
 	}
 	return app.Output(c.Output, cli.Binary)

@@ -63,15 +63,36 @@ func look(path string) (link string, st unix.Stat_t, err error) {
 		}
 	}
 	if errors.Is(err, unix.EPERM) {
-		err = &object.Lacking{What: "reading " + path, Err: err, Do: "it needs CAP_CHECKPOINT_RESTORE"}
+		err = &object.Lacking{What: "reading " + path, Err: err, Do: "following /proc/PID/map_files needs CAP_CHECKPOINT_RESTORE; without it only files that their name still leads to can be mapped"}
 	}
 	return link, st, err
+}
+
+// lookByName finds a mapped file by the name that maps shows, for those who may not follow map_files. It is the right one only
+// if it has the device and inode number that maps shows as well, which file systems with devices of their own (btrfs, overlayfs) may
+// show otherwise.
+func (m *mmDump) lookByName(v *procfs.SmapsVMA) (link string, st unix.Stat_t, path string, ok bool) {
+	link = strings.ReplaceAll(v.Path, `\012`, "\n")
+	if !filepath.IsAbs(link) || strings.HasSuffix(link, deletedSuffix) {
+		return "", st, "", false
+	}
+	path = procfs.Path(m.tid, "root") + link
+	if unix.Lstat(path, &st) != nil || st.Ino != v.Inode || unix.Major(st.Dev) != v.Major || unix.Minor(st.Dev) != v.Minor {
+		return "", st, "", false
+	}
+	return link, st, path, true
 }
 
 // file dumps the file behind a /proc link of the process: a mapping or the executable. v is the mapping through which it
 // was met, nil for the executable.
 func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 	link, st, err := look(path)
+	if errors.Is(err, unix.EPERM) && v != nil {
+		var named bool
+		if link, st, path, named = m.lookByName(v); named {
+			err = nil
+		}
+	}
 	if err != nil {
 		return mapped{}, err
 	}
