@@ -47,7 +47,11 @@ func self(args ...string) *exec.Cmd {
 }
 
 func (b *bench) start(kind string, size int64) (*target, error) {
-	cmd := self(kind, strconv.FormatInt(size, 10))
+	return b.startTarget(self(kind, strconv.FormatInt(size, 10)))
+}
+
+// startTarget starts a role that says an address when it is ready.
+func (b *bench) startTarget(cmd *exec.Cmd) (*target, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = nil
 	ready := filepath.Join(b.work, "ready")

@@ -73,7 +73,7 @@ func run() error {
 		return err
 	}
 	var figures []figure
-	for _, s := range strings.Split(*sizes, ",") {
+	for _, s := range strings.FieldsFunc(*sizes, func(r rune) bool { return r == ',' }) {
 		mib, err := strconv.Atoi(strings.TrimSpace(s))
 		if err != nil || mib < 1 {
 			return fmt.Errorf("size %q is no number of MiB", s)
@@ -85,6 +85,12 @@ func run() error {
 		}
 		figures = append(figures, f...)
 	}
+	fmt.Fprintln(os.Stderr, "longest gap...")
+	gap, err := b.gap()
+	if err != nil {
+		return fmt.Errorf("gap: %w", err)
+	}
+	figures = append(figures, gap)
 	if *zeros > 0 {
 		fmt.Fprintf(os.Stderr, "%d MiB of zeros...\n", *zeros)
 		f, err := b.zeros(int64(*zeros) << 20)

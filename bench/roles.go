@@ -19,6 +19,9 @@ func role(args []string) error {
 	if len(args) == 0 {
 		return fmt.Errorf("no role")
 	}
+	if args[0] == "beat" && len(args) == 2 {
+		return beat(args[1])
+	}
 	nums := make([]int64, 0, 3)
 	for i, a := range args[1:] {
 		base := 10
