@@ -272,7 +272,7 @@ func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *tr
 	if !ok {
 		return stream.Ref{}, p.Error("", &object.Lacking{What: "the kernel view does not know whether it is a subreaper"})
 	}
-	s.Subreaper, s.StopSignal, s.Unwaited = subreaper, p.Job.StopSignal, p.Job.Unwaited
+	s.Subreaper, s.StopSignal, s.Unwaited, s.Continued = subreaper, p.Job.StopSignal, p.Job.Unwaited, p.Job.Continued
 	if err := held.do(func() (err error) { s.Signals, err = signals.DumpProcess(d.View, p); return err }); err != nil {
 		return stream.Ref{}, err
 	}

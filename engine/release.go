@@ -35,6 +35,11 @@ func (rs *restoration) finishSignals() error {
 	}
 	for i := len(rs.procs) - 1; i >= 0; i-- {
 		p := rs.procs[i]
+		if p.state.Continued && !p.state.Zombie {
+			if err := rs.stopAndContinue(p); err != nil {
+				return fmt.Errorf("process %d: stopping and continuing it: %w", p.state.PID, err)
+			}
+		}
 		if p.state.StopSignal == 0 || p.state.Zombie {
 			continue
 		}
@@ -262,6 +267,53 @@ func (rs *restoration) stop(p *process) error {
 		const pPID = 1
 		b.Call(b.Sys().Waitid, pPID, p.state.PID, b.Space(128), unix.WSTOPPED|unix.WNOHANG, 0)
 	}
+	forgetSignal(b, unix.SIGCHLD)
+	return rs.tracer.RunOne(parent.task, b)
+}
+
+// stopAndContinue has a process stopped and continued, without a step of its own, so that its parent can be told of that. The
+// parent's notice of the stop, and all signals, are taken away again.
+func (rs *restoration) stopAndContinue(p *process) error {
+	if err := rs.tracer.Do(func() error { return rs.groupStop(p, unix.SIGSTOP) }); err != nil {
+		return err
+	}
+	parent := rs.byPID[p.state.Parent]
+	if parent != nil {
+		b := rs.arena.NewBatch()
+		const pPID = 1
+		b.Call(b.Sys().Waitid, pPID, p.state.PID, b.Space(128), unix.WSTOPPED|unix.WNOHANG, 0)
+		if err := rs.tracer.RunOne(parent.task, b); err != nil {
+			return err
+		}
+	}
+	if err := rs.tracer.Do(func() error {
+		lead := p.task.Tid
+		if err := sys.Tgkill(p.task.Pid, lead, unix.SIGCONT); err != nil {
+			return err
+		}
+		for _, t := range p.threads {
+			// It stops once more, to say that the group stop is over (JOBCTL_TRAP_NOTIFY in kernel/signal.c).
+			if err := sys.PtraceCont(t.task.Tid, 0); err != nil {
+				return err
+			}
+			_, ws, err := sys.Wait(t.task.Tid, 0)
+			if err != nil {
+				return err
+			}
+			if !ws.EventStop() || ws.GroupStop() {
+				return fmt.Errorf("internal error: %s instead of the end of a group stop", ws)
+			}
+		}
+		return sys.PtraceSetSigmask(lead, tracee.BlockedMask)
+	}); err != nil {
+		return err
+	}
+	b := rs.arena.NewBatch()
+	forgetSignal(b, unix.SIGCONT)
+	if err := rs.tracer.RunOne(p.task, b); err != nil || parent == nil {
+		return err
+	}
+	b = rs.arena.NewBatch()
 	forgetSignal(b, unix.SIGCHLD)
 	return rs.tracer.RunOne(parent.task, b)
 }

@@ -184,6 +184,8 @@ func viewTree(d *object.Dumper, held *treeHold) error {
 					d.Warn("pid %d (%s): whether its parent has been told that it is stopped cannot be known: it is taken to have been", p.PID, p.Comm())
 				}
 				p.Job.Unwaited = unwaited != 0
+			} else {
+				p.Job.Continued, _ = p.View.ContUnwaited.Get()
 			}
 		}
 	}
@@ -254,9 +256,6 @@ func checkTree(d *object.Dumper) error {
 		}
 		if exiting, ok := p.View.GroupExit.Get(); ok && exiting {
 			return p.Error("", fmt.Errorf("is ending: %w", errTransient))
-		}
-		if cont, ok := p.View.ContUnwaited.Get(); ok && cont {
-			d.Warn("pid %d (%s): its parent has not yet waited for its continuation (WCONTINUED); that is not kept", p.PID, p.Comm())
 		}
 		if p.Stat.TTYNr != 0 && innermostSession(p) != 0 && d.InTree(innermostSession(p)) {
 			d.Refuse(p.Error("", object.Unsupportedf("its session %d, which is part of the tree, has the controlling terminal %d:%d",

@@ -28,6 +28,7 @@ type Process struct {
 type JobState struct {
 	StopSignal int32 // the process is stopped by this signal
 	Unwaited   bool  // and its parent has not been told by wait yet
+	Continued  bool  // it runs again, of which its parent has not been told yet
 }
 
 // Thread is one task of a Process. It stands still, in ptrace-stop unless Kernel is there.

@@ -49,6 +49,8 @@ type Process struct {
 	// Job control: the signal that has stopped the process, and whether its parent has yet to hear of it.
 	StopSignal int32 `msgpack:"stop_signal,omitempty"`
 	Unwaited   bool  `msgpack:"unwaited,omitempty"`
+	// It was stopped and has been continued, of which its parent has yet to hear (WCONTINUED of wait(2)).
+	Continued bool `msgpack:"continued,omitempty"`
 }
 
 // ProcessKind is the kind of record "process".
@@ -95,6 +97,9 @@ func (s *Process) Check() error {
 	case 0, int32(unix.SIGSTOP), int32(unix.SIGTSTP), int32(unix.SIGTTIN), int32(unix.SIGTTOU):
 	default:
 		return object.BadImagef("stopped by signal %d", s.StopSignal)
+	}
+	if s.Continued && s.StopSignal != 0 {
+		return object.BadImagef("stopped and continued")
 	}
 	if s.ExitSignal < 0 || s.ExitSignal > 64 {
 		return object.BadImagef("exit signal %d", s.ExitSignal)
