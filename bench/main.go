@@ -1,7 +1,7 @@
 // Bench measures dump and restore beside the raw limits of the same machine in the same run, and prints the ratios: absolute figures say little
 // on a shared machine, ratios hold.
 //
-//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024]
+//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024] [-threads 1000] [-tree 200]
 //
 // Ours and raw alternate (A/B/A/B) after a warm-up of each; the medians are compared. As root, on Linux.
 package main
@@ -49,6 +49,8 @@ func run() error {
 	sizes := flag.String("sizes", "16,256,2048", "sizes in MiB of the processes, separated by commas")
 	rounds := flag.Int("rounds", 5, "measured rounds of each")
 	zeros := flag.Int("zeros", 1024, "MiB of zeros in the process whose image size is shown; 0 leaves it out")
+	threads := flag.Int("threads", 1000, "threads of the process of many; 0 leaves it out")
+	tree := flag.Int("tree", 200, "processes of the tree of many; 0 leaves it out")
 	bin := flag.String("bin", "", "directory of the five commands (built when empty)")
 	dir := flag.String("dir", "/dev/shm", "where images are written: it should be memory")
 	flag.Parse()
@@ -91,6 +93,20 @@ func run() error {
 		return fmt.Errorf("gap: %w", err)
 	}
 	figures = append(figures, gap)
+	for _, many := range []struct {
+		n       int
+		measure func(int) ([]figure, error)
+	}{{*threads, b.threads}, {*tree, b.tree}} {
+		if many.n == 0 {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%d tasks...\n", many.n)
+		f, err := many.measure(many.n)
+		if err != nil {
+			return fmt.Errorf("%d tasks: %w", many.n, err)
+		}
+		figures = append(figures, f...)
+	}
 	if *zeros > 0 {
 		fmt.Fprintf(os.Stderr, "%d MiB of zeros...\n", *zeros)
 		f, err := b.zeros(int64(*zeros) << 20)

@@ -34,7 +34,7 @@ func role(args []string) error {
 		}
 		nums = append(nums, n)
 	}
-	want := map[string]int{"random": 1, "zeros": 1, "readv": 3, "memcpy": 1, "seize": 1, "exec": 0}
+	want := map[string]int{"random": 1, "zeros": 1, "readv": 3, "memcpy": 1, "seize": 1, "exec": 0, "threads": 1, "tree": 1, "walk": 1}
 	if n, ok := want[args[0]]; !ok || n != len(nums) {
 		return fmt.Errorf("role %q with %d numbers", args[0], len(nums))
 	}
@@ -45,6 +45,12 @@ func role(args []string) error {
 		return report(func() error { return readv(int(nums[0]), nums[1], nums[2]) })
 	case "memcpy":
 		return memcpy(nums[0])
+	case "threads":
+		return holdThreads(int(nums[0]))
+	case "tree":
+		return holdTree(int(nums[0]))
+	case "walk":
+		return walk(int(nums[0]))
 	case "seize":
 		return seize(int(nums[0]))
 	default:

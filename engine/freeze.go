@@ -23,6 +23,7 @@ type FreezeOptions struct {
 	Guard   *Guardian     // told of the freeze before it begins; may be nil
 	stopped []int         // with freezeHeld: the processes that job control stops
 	view    kernelview.View
+	brief   bool // see freezer.Options
 }
 
 // Freeze stops whole trees of processes. After an error nothing is stopped that was not before.
@@ -36,7 +37,7 @@ func Freeze(o FreezeOptions) (*Ticket, error) {
 	}
 	st, err := freezer.Freeze(freezer.Options{
 		Roots: o.PIDs, Cgroup: o.Cgroup, Way: freezer.Way(o.Freezer), Timeout: o.Timeout,
-		Journal: o.Guard.journal(cureThaw), Interrupted: interrupted(lazy.open),
+		Journal: o.Guard.journal(cureThaw), Interrupted: interrupted(lazy.open), Brief: o.brief,
 	})
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) { // otherwise the guard tries once more
@@ -96,8 +97,9 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	}
 	h := &treeHold{guard: o.Guard}
 	cure := cureRefreeze
+	rv, _ := o.view.(kernelview.RegisterView)
 	if ticket == nil {
-		o.PIDs = pids
+		o.PIDs, o.brief = pids, rv != nil
 		var err error
 		if ticket, err = Freeze(o); err != nil {
 			return nil, err
@@ -111,8 +113,8 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	var err error
 	// The guard is told of a ticket's tree only once it is known to be frozen, and ours.
 	ho := freezer.HoldOptions{Timeout: o.Timeout, Warn: warn, Locked: o.Guard.journal(cure)}
-	if rv, ok := o.view.(kernelview.RegisterView); ok {
-		h.view = rv
+	if rv != nil {
+		h.view, ho.Fresh = rv, h.fresh
 		ho.Interrupted = interrupted(func() (kernelview.View, error) { return o.view, nil })
 	}
 	h.Held, err = freezer.Hold(h.tracer, &ticket.state, ho)

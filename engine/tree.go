@@ -26,7 +26,7 @@ var errTransient = errors.New("transient state")
 func collectTree(d *object.Dumper, held *treeHold) error {
 	byPID := map[int]*object.Process{}
 	for _, pid := range held.PIDs() {
-		p, err := readProcess(pid)
+		p, err := readProcess(d, held, pid)
 		if err != nil {
 			return err
 		}
@@ -61,7 +61,7 @@ func ended(st *procfs.Stat) error {
 		Err: object.Unsupportedf("has ended, and its parent, pid %d, is not part of what is dumped", st.PPID)}
 }
 
-func readProcess(pid int) (*object.Process, error) {
+func readProcess(d *object.Dumper, held *treeHold, pid int) (*object.Process, error) {
 	p := &object.Process{PID: pid}
 	var err error
 	if p.Stat, err = procfs.ReadStat(pid); err != nil {
@@ -70,7 +70,11 @@ func readProcess(pid int) (*object.Process, error) {
 	if p.Status, err = procfs.ReadStatus(pid); err != nil {
 		return nil, err
 	}
-	tids, err := procfs.Threads(pid)
+	tids, err := held.TIDs(pid)
+	if err != nil {
+		return nil, err
+	}
+	siblings, err := held.siblings(d, p, tids)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +82,9 @@ func readProcess(pid int) (*object.Process, error) {
 	sort.SliceStable(tids, func(i, j int) bool { return tids[i] == pid && tids[j] != pid })
 	for _, tid := range tids {
 		t := &object.Thread{Process: p, TID: tid, Status: p.Status, Stat: p.Stat}
-		if tid != pid {
+		if s := siblings[tid]; s != nil {
+			t.Status, t.Stat.State = s, s.State
+		} else if tid != pid {
 			if t.Status, err = procfs.ReadThreadStatus(pid, tid); err != nil {
 				return nil, err
 			}

@@ -57,6 +57,9 @@ func checkSame(d *object.Dumper, name string) error {
 	}
 	for _, p := range d.Processes {
 		for _, t := range p.Threads {
+			if sameAsRoot(d, t, name) {
+				continue
+			}
 			have, err := os.Readlink("/proc/" + strconv.Itoa(t.TID) + "/ns/" + name)
 			if errors.Is(err, os.ErrNotExist) && name == "pid_for_children" {
 				continue // nobody has been born there yet
@@ -70,4 +73,21 @@ func checkSame(d *object.Dumper, name string) error {
 		}
 	}
 	return nil
+}
+
+// sameAsRoot says whether the kernel view shows that a thread shares a namespace with the root, so that a thousand links need not be
+// read. The set of namespaces that tasks share holds all but that of users and the one of pids that a task is in itself, which is its
+// whole process's.
+func sameAsRoot(d *object.Dumper, t *object.Thread, name string) bool {
+	root := d.Root.Leader().View
+	if t.View == nil || root == nil || t == d.Root.Leader() { // of the root itself the links are compared with each other
+		return false
+	}
+	switch name {
+	case "user":
+		return root.UserNS.Known && root.UserNS == t.View.UserNS
+	case "pid":
+		return t != t.Process.Leader()
+	}
+	return root.Namespaces.Known && root.Namespaces == t.View.Namespaces
 }

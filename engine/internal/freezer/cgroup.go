@@ -46,7 +46,7 @@ func (f *freeze) byCgroup(way Way) (err error) {
 		return err
 	}
 	const passes = 2 // then it is one that forks as fast as it can
-	for i := 0; ; i++ {
+	for i := 0; !f.whole; i++ {
 		fresh, err := f.tree.pass()
 		if err != nil {
 			return err
@@ -180,6 +180,9 @@ func (f *freeze) groupOf(cgroup string) *openGroup {
 // chooses the groups: a cgroup that holds nothing but the tree is frozen as it
 // is, if possible one for all.
 func (f *freeze) gather(first bool) error {
+	if done, err := f.gathered(first); done || err != nil {
+		return err
+	}
 	list, err := f.places()
 	if err != nil {
 		return err

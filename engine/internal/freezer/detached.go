@@ -3,6 +3,7 @@ package freezer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,7 @@ func (h *Held) Attach(timeout time.Duration) error {
 func (h *Held) Threads() ([]int, error) {
 	var out []int
 	for _, pid := range h.procs {
-		tids, err := procfs.Threads(pid)
+		tids, err := h.TIDs(pid)
 		if err != nil && !procfs.IsGone(err) {
 			return nil, err
 		}
@@ -54,21 +55,36 @@ func (h *Held) Threads() ([]int, error) {
 	return out, nil
 }
 
+// TIDs lists the threads of one held process.
+func (h *Held) TIDs(pid int) ([]int, error) {
+	if !h.fresh || !h.detached {
+		return procfs.Threads(pid)
+	}
+	if h.tids == nil {
+		h.tids = map[int][]int{}
+		for i := range h.st.Tasks {
+			t := &h.st.Tasks[i]
+			h.tids[t.PID] = append(h.tids[t.PID], t.TID)
+		}
+	}
+	return slices.Clone(h.tids[pid]), nil
+}
+
 // canDetach reports whether the freezer alone can hold the tree.
 func (h *Held) canDetach() bool { return h.st.Way == WayV2 && h.interrupted != nil }
 
 // holdInterrupted attaches to the threads that must not run into the thaw as
 // they are. Where nobody can tell which those are it attaches to all.
 func (h *Held) holdInterrupted(deadline time.Time) error {
-	h.detached = false
 	if !h.needed() {
+		h.detached = false
 		return nil
 	}
 	before := h.befores()
 	processOf := map[int]int{}
 	var ask []int
 	for _, pid := range h.procs {
-		tids, err := procfs.Threads(pid)
+		tids, err := h.TIDs(pid)
 		if err != nil && !procfs.IsGone(err) {
 			return err
 		}
@@ -79,6 +95,7 @@ func (h *Held) holdInterrupted(deadline time.Time) error {
 			}
 		}
 	}
+	h.detached = false
 	tids, err := h.interrupted(ask)
 	if err != nil {
 		return h.seizeAll(deadline)

@@ -24,6 +24,7 @@ type freeze struct {
 	h      *hierarchy // nil with sigstop
 	groups []*openGroup
 	before map[int]Before // by tid, as read before the freeze
+	whole  bool           // the one group holds the tree and nothing else, and did so before it was frozen
 }
 
 // Freeze stops what o names and says how. After an error nothing is frozen
@@ -63,7 +64,7 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 		return nil, err
 	}
 	f.st.Roots = f.tree.roots
-	if len(f.tree.live()) == 0 {
+	if !f.tree.anyLive() {
 		if o.Cgroup == "" {
 			return nil, fmt.Errorf("pid %d has ended: %w", o.Roots[0], ErrGone)
 		}
@@ -227,6 +228,11 @@ func (f *freeze) journal() error {
 
 // describeAll fills in the tasks of the state once everything stands still.
 func (f *freeze) describeAll() error {
+	if f.o.Brief && f.h.way == WayV2 && !slices.ContainsFunc(f.groups, func(g *openGroup) bool { return g.Already }) {
+		var err error
+		f.st.Tasks, err = f.tree.describeBriefly()
+		return err
+	}
 	tasks, err := describe(f.tree.live(), f.h)
 	if err != nil {
 		return err

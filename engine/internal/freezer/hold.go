@@ -29,7 +29,9 @@ type Held struct {
 	strict  bool
 	warn    func(string)
 
+	fresh       bool
 	detached    bool
+	tids        map[int][]int // of a fresh one, by process
 	interrupted Interrupted
 	events      []*sys.FD // of a detached hold: cgroup.events of each group
 }
@@ -60,13 +62,16 @@ type HoldOptions struct {
 	// Interrupted, when not nil, lets a tree that version 2 has frozen be held
 	// without attaching to it.
 	Interrupted Interrupted
+	// Fresh says that the state is that of a freeze which has ended this moment:
+	// it is true.
+	Fresh bool
 }
 
 // Hold brings every live thread of a frozen tree into a ptrace stop of tr and
 // takes the state's lock. Nothing about the tasks is changed; a tree frozen by
 // version 1 is thawed while it is held, since its tasks stop only then.
 func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
-	h := &Held{st: st, tr: tr, strict: !o.Lenient, warn: o.Warn, interrupted: o.Interrupted}
+	h := &Held{st: st, tr: tr, strict: !o.Lenient, warn: o.Warn, interrupted: o.Interrupted, fresh: o.Fresh}
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
 	}
@@ -194,6 +199,10 @@ func (s *State) living() (live, gone []Task) {
 // nobody can leave, and of groups that somebody else froze, or of a tree that
 // was stopped by signals, the tasks of the state.
 func (h *Held) findProcesses(partial bool) error {
+	if h.fresh {
+		h.procs = h.st.Processes()
+		return nil // the freeze has refused a tree that we are in
+	}
 	live, gone := h.st.living()
 	if len(gone) > 0 && h.strict {
 		return fmt.Errorf("%w: pid %d (%s) is gone", ErrStale, gone[0].TID, gone[0].Comm)

@@ -81,6 +81,10 @@ type Options struct {
 	Stopped []int
 	// Interrupted is as in ThawOptions, for undoing a freeze that failed.
 	Interrupted Interrupted
+	// Brief says that the state is for this process alone, to hold at once (see
+	// HoldOptions.Fresh): with version 2 no more is read of a thread than its
+	// number.
+	Brief bool
 }
 
 // DefaultTimeout is how long a tree may take to stand still.

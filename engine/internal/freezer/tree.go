@@ -20,6 +20,7 @@ type tree struct {
 	roots []int
 	procs map[int]uint64 // pid -> start time
 	order []int          // parents before their children
+	tids  map[int][]int  // threads, as the last pass has seen them where it has looked
 
 	// With a cgroup as source instead of roots: everything in it.
 	group string // its path in the hierarchy
@@ -186,13 +187,14 @@ func (t *tree) pass() ([]int, error) {
 		return t.passByGroup()
 	}
 	threads := 0
+	t.tids = make(map[int][]int, len(t.order))
 	tids := make([][]int, len(t.order))
 	for i, pid := range t.order {
 		list, err := procfs.Threads(pid)
 		if err != nil && !procfs.IsGone(err) {
 			return nil, err
 		}
-		tids[i] = list
+		tids[i], t.tids[pid] = list, list
 		threads += len(list)
 	}
 	all, err := procfs.Processes()

@@ -1,6 +1,7 @@
 package kernelview
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/maphash"
 
@@ -13,6 +14,9 @@ var (
 	fTaskSize     = want("task_struct")
 	fTStack       = want("task_struct.stack")
 	fTIStatus     = want("task_struct.thread_info.status")
+	fTNsproxy     = want("task_struct.nsproxy")
+	fCredUserNS   = want("cred.user_ns")
+	fTComm        = want("task_struct.comm")
 	fTPtrace      = want("task_struct.ptrace")
 	fTNvcsw       = want("task_struct.nvcsw")
 	fTNivcsw      = want("task_struct.nivcsw")
@@ -291,4 +295,28 @@ func (v *bpfView) Marks(tids []int) ([]Mark, error) {
 		}
 	}
 	return out, nil
+}
+
+// Siblings is documented with RegisterView.
+func (v *bpfView) Siblings(tids []int) ([]Sibling, error) {
+	l := v.l
+	out := make([]Sibling, len(tids))
+	err := v.eachTask(tids, func(i int, b []byte) {
+		comm, ok1 := l.bytes(b, fTComm)
+		cred, ok2 := l.uint(b, fTCred)
+		fs, ok3 := l.uint(b, fTFS)
+		pending, ok4 := l.uint(b, fTPendingSet)
+		blocked, ok5 := l.uint(b, fTBlocked)
+		mode, ok6 := l.uint(b, fTSeccompMode)
+		filters, ok7 := l.uint(b, fTSeccompCount)
+		exit, ok8 := l.uint(b, fTExitState)
+		nnp := bitsSet(l, b, fTAtomicFlags, factNoNewPrivs)
+		name, _, _ := bytes.Cut(comm, []byte{0})
+		out[i] = Sibling{
+			Tid: tids[i], Comm: string(name), Cred: v.id(cred), FS: v.id(fs), Pending: pending, Blocked: blocked,
+			Seccomp: int32(mode), Filters: int32(filters), NoNewPrivs: nnp.V, Dead: exit != 0,
+			Known: ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7 && ok8 && nnp.Known,
+		}
+	})
+	return out, err
 }

@@ -131,6 +131,7 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	t.IOContext = v.idOf(b, fTIOContext)
 	t.SysVSem = v.idOf(b, fTUndoList)
 	t.Cred = v.idOf(b, fTCred)
+	t.Namespaces = v.idOf(b, fTNsproxy)
 
 	t.State = v.threadState(b)
 	t.Restart = v.restart(b)
@@ -209,6 +210,7 @@ func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
 		t.Parent = Is(r.tgids[pid])
 	}
 	t.Securebits = num[uint32](l, r.cred[links.cred], fCredSecurebits)
+	t.UserNS = v.idOf(r.cred[links.cred], fCredUserNS)
 	t.Ioprio = num[uint16](l, r.ioc[links.ioc], fIOCIoprio)
 	if links.ioc == 0 && l.has(fTIOContext) {
 		t.Ioprio = Is(uint16(0))

@@ -17,6 +17,10 @@ type RegisterView interface {
 	// enough to know how an interrupted call goes on.
 	Calls(tids []int) ([]Call, error)
 
+	// Siblings tells of each thread what /proc/PID/task/TID/status shows and may
+	// differ between threads of one process.
+	Siblings(tids []int) ([]Sibling, error)
+
 	// Marks tells what changes whenever a thread runs, if only for a moment.
 	Marks(tids []int) ([]Mark, error)
 }
@@ -48,6 +52,19 @@ type Registers struct {
 
 	// Rseq is as PTRACE_GET_RSEQ_CONFIGURATION says, its length known.
 	Rseq Maybe[Rseq]
+}
+
+// Sibling is what may differ between the threads of a process, as status
+// shows it.
+type Sibling struct {
+	Tid              int
+	Comm             string
+	Cred, FS         ID // what else of credentials and umask: equal where these are
+	Pending, Blocked uint64
+	Seccomp, Filters int32
+	NoNewPrivs       bool
+	Dead             bool
+	Known            bool // all of these could be read
 }
 
 // Regset is one register set.

@@ -22,6 +22,9 @@ type Thread struct {
 	SemUndo   Maybe[bool] // that list has adjustments (SEM_UNDO of semop(2))
 	Cred      Maybe[ID]   // credentials: equal means the same object, different may still be equal in content
 
+	Namespaces Maybe[ID] // all but that of users and its own of pids
+	UserNS     Maybe[ID]
+
 	State ThreadState
 
 	ExitSignal   Maybe[int32] // sent to the parent at the end; -1 in a thread that is not its process's leader
