@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +34,8 @@ type mmDump struct {
 	objects map[objectKey]mapped // by what maps says
 	current *procfs.SmapsVMA     // the mapping that is being looked at
 	memory  *sys.FD              // /proc/PID/mem, opened when first wanted
+
+	policies []Policy // of the mappings
 }
 
 // objectKey is what /proc/PID/maps says of a mapped object.
@@ -102,6 +106,9 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	list, err := m.mappings(huge)
 	if err != nil {
 		return stream.Ref{}, err
+	}
+	if mm.Policies = m.policies; len(mm.Policies) > maxPolicies {
+		m.d.Refuse(m.p.Error("", object.Unsupportedf("more than %d ranges of memory with NUMA policies cannot be checkpointed", maxPolicies)))
 	}
 	areas, parts, err := m.areas(list)
 	if err != nil {
@@ -311,8 +318,8 @@ func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
 	return stream.Ref{}, nil
 }
 
-// checkPolicies refuses memory with a NUMA policy (mbind(2), or set_mempolicy(2) of the task: numa_maps shows both alike).
-func checkPolicies(tid int) error {
+// checkPolicies refuses memory with a NUMA policy (mbind(2), or set_mempolicy(2) of the task: numa_maps shows both alike) that is not known.
+func checkPolicies(tid int, known []Policy) error {
 	var r procfs.Reader
 	b, err := r.Task(tid, "numa_maps")
 	if errors.Is(err, unix.ENOENT) {
@@ -324,6 +331,10 @@ func checkPolicies(tid int) error {
 	for line := range bytes.Lines(b) {
 		at, rest, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
 		policy, _, _ := bytes.Cut(rest, []byte{' '})
+		start, err := strconv.ParseUint(string(at), 16, 64)
+		if err == nil && slices.ContainsFunc(known, func(p Policy) bool { return p.Start <= start && start < p.End }) {
+			continue
+		}
 		if string(policy) != "default" && string(policy) != "" {
 			return object.Unsupportedf("the mapping at %s has the NUMA policy %s, which cannot be checkpointed", at, policy)
 		}

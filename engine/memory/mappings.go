@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -24,7 +25,7 @@ func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
 	if list != nil && huge != nil {
 		markHuge(list, *huge)
 		if policies {
-			if err := checkPolicies(m.tid); err != nil {
+			if err := checkPolicies(m.tid, m.policies); err != nil {
 				return list, m.refuse("", err)
 			}
 		}
@@ -32,7 +33,7 @@ func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
 	}
 	// Both walk the page tables, so they are read at the same time.
 	policy := make(chan error, 1)
-	go func() { policy <- checkPolicies(m.tid) }()
+	go func() { policy <- checkPolicies(m.tid, m.policies) }()
 	list, err = procfs.ReadSmaps(m.tid)
 	if bad := <-policy; err == nil && bad != nil {
 		err = m.refuse("", bad)
@@ -65,6 +66,7 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 		}
 	}
 	list = make([]procfs.SmapsVMA, len(maps))
+	of := map[int]kernelview.Mempolicy{}
 	for i := range maps {
 		v := &maps[i]
 		list[i].VMA = *v
@@ -81,10 +83,19 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 			return nil, false, nil
 		}
 		list[i].Flags = procfs.VMFlags(flags)
-		policies = policies || !a.Policy.Known || a.Policy.V
+		if own, ok := a.Mempolicy.Get(); ok && a.Policy == kernelview.Is(true) {
+			of[i] = own
+		} else {
+			policies = policies || !a.Policy.Known || a.Policy.V
+		}
 	}
 	if len(areas) != 0 {
 		return nil, false, nil
+	}
+	for i := range maps {
+		if p, ok := of[i]; ok {
+			m.addPolicy(&maps[i], &p)
+		}
 	}
 	return list, policies, nil
 }

@@ -59,6 +59,8 @@ type MM struct {
 	Guards []Range `msgpack:"guards,omitempty"` // MADV_GUARD_INSTALL, ascending
 	// Huge is where huge pages are in use in mappings that do not ask for them (MADV_COLLAPSE), ascending.
 	Huge []Range `msgpack:"huge,omitempty"`
+	// Policies are the NUMA policies of mappings, ascending.
+	Policies []Policy `msgpack:"policies,omitempty"`
 }
 
 // Range is [Start, End) in bytes.

@@ -92,6 +92,7 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 			}
 		}
 	}
+	s.policyCalls(b)
 	if names && !keepsNames() {
 		r.Warn("this kernel does not keep the names of anonymous mappings (CONFIG_ANON_VMA_NAME)")
 	}

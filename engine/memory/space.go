@@ -267,6 +267,9 @@ func (s *Space) checkWhole() error {
 	if s.VDSO != nil && len(parts) == 0 {
 		return fmt.Errorf("a vdso that is not mapped")
 	}
+	if err := s.checkPolicies(); err != nil {
+		return err
+	}
 	last := uint64(0)
 	for _, h := range s.MM.Huge {
 		if h.Start >= h.End || h.Start < last || !pageAligned(h.Start|h.End, s.pageSize) || s.covered(arch.Addr(h.Start), arch.Addr(h.End)) == nil {

@@ -204,6 +204,16 @@ func TestHostileSpaces(t *testing.T) {
 		{"mdwe", func(s *sample) { s.mm.MDWE = 2 }, "mode"},
 		{"membarrier", func(s *sample) { s.mm.Membarrier = 1 }, "mode"},
 		{"mlockall", func(s *sample) { s.mm.LockOnFault = true }, "MCL_ONFAULT"},
+		{"policy for nothing", func(s *sample) { s.mm.Policies = []Policy{{Start: 0x1000, End: 0x2000, Mode: 1}} }, "NUMA"},
+		{"policy unaligned", func(s *sample) { s.mm.Policies = []Policy{{Start: 0x500000, End: 0x500800, Mode: 1}} }, "NUMA"},
+		{"no policy", func(s *sample) { s.mm.Policies = []Policy{{Start: 0x500000, End: 0x501000, Mode: 7}} }, "NUMA"},
+		{"flags of a policy", func(s *sample) { s.mm.Policies = []Policy{{Start: 0x500000, End: 0x501000, Mode: 1, Flags: 1}} }, "NUMA"},
+		{"many nodes", func(s *sample) {
+			s.mm.Policies = []Policy{{Start: 0x500000, End: 0x501000, Mode: 1, Nodes: make([]uint64, 17)}}
+		}, "NUMA"},
+		{"home", func(s *sample) {
+			s.mm.Policies = []Policy{{Start: 0x500000, End: 0x501000, Mode: 2, HasHome: true, Home: -1}}
+		}, "NUMA"},
 		{"huge outside", func(s *sample) { s.mm.Huge = []Range{{0x1000, 0x2000}} }, "huge pages"},
 		{"huge order", func(s *sample) { s.mm.Huge = []Range{{0x500000, 0x502000}, {0x501000, 0x503000}} }, "huge pages"},
 		{"huge unaligned", func(s *sample) { s.mm.Huge = []Range{{0x500001, 0x502000}} }, "huge pages"},

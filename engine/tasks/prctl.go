@@ -25,6 +25,10 @@ type Prctls struct {
 	MCEKillEarly bool   `msgpack:"mce_kill_early,omitempty"`
 	IOFlusher    bool   `msgpack:"io_flusher,omitempty"`
 	TSCFaults    bool   `msgpack:"tsc_faults,omitempty"`
+
+	Mempolicy      uint16   `msgpack:"mempolicy,omitempty"` // set_mempolicy(2): MPOL_*, 0 the default
+	MempolicyFlags uint16   `msgpack:"mempolicy_flags,omitempty"`
+	MempolicyNodes []uint64 `msgpack:"mempolicy_nodes,omitempty"` // the mask, lowest nodes first
 }
 
 // looker collects what the kernel view knows of a thread, and what it does not.
@@ -65,7 +69,9 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 		d.Warn("pid %d (%s): threads whose default timer slack is 0, because a real-time thread made them, will get that of cr-restore", t.Process.PID, t.Process.Comm())
 	}
 	l.refuse(look(l, v.SyscallDispatch, "system call dispatch").On, "has system call user dispatch on")
-	l.refuse(look(l, v.Mempolicy, "memory policy").Set, "has a NUMA memory policy")
+	if policy := look(l, v.Mempolicy, "memory policy"); policy.Set {
+		p.Mempolicy, p.MempolicyFlags, p.MempolicyNodes = policy.Mode, policy.Flags, policy.Nodes
+	}
 	if s, known := v.Speculation.Get(); known {
 		l.refuse(s != kernelview.Speculation{}, "has a speculation control set")
 	}
@@ -101,6 +107,10 @@ func (p *Prctls) Calls(b *tracee.Batch, a *arch.Arch) {
 	}
 	if p.TSCFaults {
 		b.Call(n.Prctl, unix.PR_SET_TSC, unix.PR_TSC_SIGSEGV)
+	}
+	if p.Mempolicy != 0 {
+		mask, bits := object.NodeMask(p.MempolicyNodes, a)
+		b.Call(n.SetMempolicy, uint64(p.Mempolicy|p.MempolicyFlags), mask, bits).Note("NUMA policy")
 	}
 	b.Call(n.Prctl, unix.PR_SET_TIMERSLACK, p.TimerSlack) // 0: the default, until a real-time policy takes it away
 }

@@ -77,6 +77,11 @@ func (s *Thread) Check(a *arch.Arch) error {
 	if s.Prctls.PdeathSignal < 0 || s.Prctls.PdeathSignal > 64 {
 		return object.BadImagef("parent-death signal %d", s.Prctls.PdeathSignal)
 	}
+	if p := &s.Prctls; p.Mempolicy != 0 || p.MempolicyFlags != 0 || len(p.MempolicyNodes) > 0 {
+		if err := object.CheckMempolicy(p.Mempolicy, p.MempolicyFlags, p.MempolicyNodes); err != nil {
+			return object.BadImagef("%w", err)
+		}
+	}
 	if err := s.Signals.Check(); err != nil {
 		return err
 	}

@@ -13,7 +13,9 @@ type Area struct {
 	Offset uint64 // in the file, bytes; without a file the kernel's own business
 	File   ID     // the open file, as File.ID; 0: none
 
-	Policy    Maybe[bool] // a NUMA policy of its own (mbind(2)), or of the shared memory that it shows
+	Policy Maybe[bool] // a NUMA policy of its own (mbind(2)), or of the shared memory that it shows
+	// Mempolicy is the policy of its own, where Policy says that it has one and not the shared memory.
+	Mempolicy Maybe[Mempolicy]
 	Named     Maybe[bool] // has a name from PR_SET_VMA
 	Userfault Maybe[bool] // registered with userfaultfd(2)
 	// Locked says that a lock or lease belongs to the open file that the mapping

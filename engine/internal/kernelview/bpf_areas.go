@@ -167,6 +167,7 @@ func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
 	areas := make([]Area, len(entries))
 	ops := make([]uint64, len(entries))
 	files := make([]uint64, len(entries))
+	policies := make([]uint64, len(entries))
 	good := true
 	err := v.mem.gatherEach(len(entries),
 		func(i int) (uint64, int) { return entries[i].entry, l.span["vm_area_struct"] },
@@ -190,6 +191,7 @@ func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
 			a.Start, a.End, a.Flags, a.Offset = arch.Addr(start), arch.Addr(end), line, pgoff*uint64(unix.Getpagesize())
 			a.word = flags
 			a.Policy = flag(l, b, fVPolicy)
+			policies[i], _ = l.uint(b, fVPolicy)
 			a.Named = flag(l, b, fVName)
 			a.Userfault = flag(l, b, fVUserfault)
 			if ops[i], ok = l.uint(b, fVOps); !ok {
@@ -202,8 +204,15 @@ func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
 	if err != nil {
 		return nil, err
 	}
+	own, err := v.gatherMap(policies, l.span["mempolicy"])
+	if err != nil {
+		return nil, err
+	}
 	for i := range areas {
 		areas[i].File = v.id(files[i])
+		if policies[i] != 0 {
+			areas[i].Mempolicy = v.mempolicyOf(policies[i], own)
+		}
 	}
 	if err := v.lockedAreas(areas, files); err != nil {
 		return nil, err
