@@ -45,6 +45,7 @@ var amd64 = &Arch{
 	},
 	SigFrame:   amd64SigFrame,
 	FitXState:  FitX86XState,
+	UserDesc:   x86UserDesc,
 	Compat:     amd64Compat,
 	CompatMode: amd64CompatMode,
 	AuditArch:  0xc000003e,

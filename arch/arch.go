@@ -112,6 +112,10 @@ type Arch struct {
 	// nil where there is none.
 	FitXState func(blob, native []byte) ([]byte, error)
 
+	// UserDesc turns a segment descriptor into the struct user_desc that modify_ldt(2) makes it from; nil
+	// where there are none.
+	UserDesc func(entry uint32, desc uint64) []byte
+
 	// Compat describes the 32-bit tasks that this architecture's kernel runs too; nil for none. Its
 	// registers are those of this architecture, which the kernel has of every task.
 	Compat *Arch

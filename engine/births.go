@@ -136,6 +136,7 @@ func (rs *restoration) generation(creators []*tasks.Birth) error {
 		} else {
 			task = rs.made[creator]
 			rs.prune(b, creator)
+			rs.identityCalls(b, creator)
 			if creator.Depth == 0 && len(rs.mounts) > 0 {
 				namespaces.ProcCalls(b, b.Sys().Mount, rs.mounts)
 			}
@@ -349,6 +350,8 @@ type initialState struct {
 	oomScore   int32
 	coreFilter uint32
 	sigpending unix.Rlimit
+	login      uint32 // login uid
+	keyring    int32  // serial of the session keyring, 0: there are none
 }
 
 func (s *initialState) read(tid int) error {
@@ -368,6 +371,8 @@ func (s *initialState) read(tid int) error {
 	s.creds = tasks.Credentials{UID: status.UID[:], GID: status.GID[:], Groups: status.Groups,
 		Inheritable: status.CapInh, Permitted: status.CapPrm, Effective: status.CapEff, Bounding: status.CapBnd, Ambient: status.CapAmb,
 		Securebits: uint32(secure), NoNewPrivs: status.NoNewPrivs}
+	s.login = tasks.OwnLogin()
+	s.keyring = tasks.OwnKeyring()
 	online, err := tasks.Online()
 	if err != nil {
 		return fmt.Errorf("reading the processors that are online: %w", err)

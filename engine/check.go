@@ -38,6 +38,15 @@ func (rs *restoration) checkProcess(p *process) error {
 			return err
 		}
 	}
+	if !p.state.Keyring.IsZero() {
+		k, err := object.State[tasks.Keyring](rs.plan, p.state.Keyring)
+		if err != nil {
+			return err
+		}
+		if err := k.Check(); err != nil {
+			return err
+		}
+	}
 	s, err := object.State[signals.Sighand](rs.plan, p.state.Sighand)
 	if err != nil {
 		return err
@@ -129,6 +138,7 @@ func checkShared(d *object.Dumper, families []tasks.Family) error {
 // priority (ionice(1)). All tasks are made from it.
 func (rs *restoration) resetInherited() error {
 	b := rs.arena.NewBatch()
+	rs.identityCalls(b, nil)
 	n := b.Sys()
 	standard := b.Data(make([]byte, 32)) // struct kernel_sigaction: SIG_DFL, no flags, empty mask
 	for sig := unix.Signal(1); sig <= 64; sig++ {

@@ -172,7 +172,7 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 			return err
 		}
 	}
-	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels} {
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
 		if err := step(d); err != nil {
 			return err
 		}
@@ -202,7 +202,7 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	shared := shareNumbers(d)
 	var families []tasks.Family
 	for _, p := range d.Processes {
-		s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand}
+		s := &tasks.Process{MM: p.MM, Files: p.Files, FS: p.FS, Sighand: p.Sighand, Keyring: p.Session}
 		family := tasks.Family{Process: s}
 		ref, err := dumpProcess(d, p, s, held)
 		if err != nil {
@@ -266,6 +266,10 @@ func dumpProcess(d *object.Dumper, p *object.Process, s *tasks.Process, held *tr
 		return stream.Ref{}, err
 	}
 	if s.OOMScore, err = tasks.DumpOOMScore(p); err != nil {
+		return stream.Ref{}, err
+	}
+	s.LoginUID = tasks.DumpLogin(d, p)
+	if s.AutoNice, err = tasks.DumpAutogroup(p, s); err != nil {
 		return stream.Ref{}, err
 	}
 	subreaper, ok := p.View.Subreaper.Get()
@@ -361,6 +365,7 @@ func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online [
 		return nil, err
 	}
 	s.Prctls = tasks.DumpPrctls(d, t)
+	s.Dispatch, s.Keys = tasks.DumpDispatch(d, t), tasks.DumpOwnKeys(t)
 	if err := tasks.DumpPointers(d, t, s); err != nil {
 		return nil, err
 	}

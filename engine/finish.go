@@ -229,7 +229,7 @@ func (rs *restoration) finishThreads() error {
 	late := func(t *thread, b *tracee.Batch) error {
 		rs.credentials(t, b, warned)
 		if alone(t.process) {
-			t.process.space.Settle(b)
+			t.process.space.Settle(rs.r, b)
 		}
 		return nil
 	}
@@ -259,7 +259,7 @@ func (rs *restoration) finishThreads() error {
 	}
 	if err := rs.eachSpace(func(p *process, b *tracee.Batch) error {
 		if !alone(p) {
-			p.space.Settle(b)
+			p.space.Settle(rs.r, b)
 		}
 		return nil
 	}); err != nil {
@@ -270,7 +270,11 @@ func (rs *restoration) finishThreads() error {
 
 // credentials gives a thread its own, and what comes behind them.
 func (rs *restoration) credentials(t *thread, b *tracee.Batch, warned map[*process]bool) {
+	if t == t.process.threads[0] {
+		t.process.space.UnsettleCalls(b, rs.initial.creds.UID[3])
+	}
 	t.state.Creds.Calls(b, rs.arch, &rs.initial.creds)
+	rs.keyCalls(b, t)
 	if t.process.birth.Parent == nil && t.state.Prctls.PdeathSignal != 0 {
 		// Its parent is cr-restore, whose end, soon, would have it killed.
 		if !warned[t.process] {
@@ -347,6 +351,11 @@ func (rs *restoration) fromOutside() error {
 		}
 		for _, t := range p.threads {
 			if err := t.state.Sched.Apply(t.task.Tid, &rs.initial.sched); err != nil {
+				return wrap(err)
+			}
+		}
+		if p.state.AutoNice != 0 && !p.state.OutsideSession { // a new session's is 0
+			if err := tasks.SetAutogroup(p.task.Tid, p.state.AutoNice); err != nil {
 				return wrap(err)
 			}
 		}

@@ -47,6 +47,7 @@ func otherKinds() []object.Kind {
 		signals.SighandKind,
 		tasks.ProcessKind,
 		tasks.FilterKind,
+		tasks.KeyringKind,
 		tasks.ThreadKind,
 	}, memory.Kinds()...)
 }

@@ -50,11 +50,16 @@ type MM struct {
 	Dumpable    uint8  `msgpack:"dumpable"`                // PR_GET_DUMPABLE; 2 is what fs.suid_dumpable makes of it
 	CoreFilter  uint32 `msgpack:"coredump_filter"`         // /proc/PID/coredump_filter
 	THPDisable  bool   `msgpack:"thp_disable,omitempty"`   // PR_SET_THP_DISABLE
+	THPAdvised  bool   `msgpack:"thp_advised,omitempty"`   // the same but for what madvise(2) names
+	FutexHash   bool   `msgpack:"futex_hash,omitempty"`    // PR_FUTEX_HASH_SET_SLOTS has set
+	FutexSlots  uint32 `msgpack:"futex_slots,omitempty"`   // these; 0: the hash of all processes
 	KSMMerge    bool   `msgpack:"ksm_merge,omitempty"`     // PR_SET_MEMORY_MERGE
 	MDWE        uint8  `msgpack:"mdwe,omitempty"`          // bits of PR_SET_MDWE
 	LockFuture  bool   `msgpack:"lock_future,omitempty"`   // mlockall(MCL_FUTURE)
 	LockOnFault bool   `msgpack:"lock_on_fault,omitempty"` // mlockall(MCL_FUTURE|MCL_ONFAULT)
 	Membarrier  uint32 `msgpack:"membarrier,omitempty"`    // MEMBARRIER_CMD_GET_REGISTRATIONS
+
+	LDT []byte `msgpack:"ldt,omitempty"` // entries of modify_ldt(2), 8 bytes each
 
 	Guards []Range `msgpack:"guards,omitempty"` // MADV_GUARD_INSTALL, ascending
 	// Huge is where huge pages are in use in mappings that do not ask for them (MADV_COLLAPSE), ascending.

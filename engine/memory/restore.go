@@ -45,6 +45,9 @@ const (
 	prSetVMAAnonName    = 0
 	mlockOnFault        = 1  // MLOCK_ONFAULT
 	prSetMemoryMerge    = 67 // Linux 6.4
+	prFutexHash         = 78 // Linux 6.16
+	prFutexHashSetSlots = 1
+	prTHPExceptAdvised  = 2 // PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18
 	mclFutureAndOnFault = unix.MCL_FUTURE | 4
 )
 
@@ -54,9 +57,6 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 	nr := b.Sys()
 	if i := s.find(keep[0]); i < len(s.areas) && s.areas[i].start < keep[1] {
 		return fmt.Errorf("laying out memory: internal error: the arena at %v is in the way", keep[0])
-	}
-	if s.MM.Dumpable == 2 {
-		r.Warn("a process that could dump core only for root (fs.suid_dumpable is 2) will not dump core")
 	}
 	s.leave(b, keep)
 	for bit := uint32(1); bit <= s.MM.Membarrier; bit <<= 1 {
@@ -139,8 +139,6 @@ func (v *area) descriptor(r *object.Restorer) (int, error) {
 			return h.shared, nil
 		}
 		return h.fd, nil
-	case v.open:
-		return r.File(v.of)
 	case v.shm != nil:
 		h, err := object.Recall[shmHandle](r, v.of)
 		if err != nil {
@@ -254,16 +252,24 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 			how = mlockOnFault
 		}
 		c := b.Call(nr.Mlock2, v.start, v.size(), how).Note("mapping %s", span(v.start, v.end))
-		if v.prot == unix.PROT_NONE || v.file != nil || v.open || len(s.MM.Guards) > 0 {
+		if v.prot == unix.PROT_NONE || v.file != nil || len(s.MM.Guards) > 0 {
 			c.Allow(unix.ENOMEM) // it is locked all the same; pages that nobody can reach are not brought in, nor those behind the end of a file
 		}
 	}
 	if err := s.mark(r, b); err != nil {
 		return err
 	}
-	if s.MM.THPDisable {
-		b.Call(nr.Prctl, unix.PR_SET_THP_DISABLE, 1, 0, 0, 0).Note("PR_SET_THP_DISABLE")
+	if s.MM.THPDisable || s.MM.THPAdvised {
+		flags := 0
+		if s.MM.THPAdvised {
+			flags = prTHPExceptAdvised
+		}
+		b.Call(nr.Prctl, unix.PR_SET_THP_DISABLE, 1, flags, 0, 0).Note("PR_SET_THP_DISABLE")
 	}
+	if s.MM.FutexHash {
+		b.Call(nr.Prctl, prFutexHash, prFutexHashSetSlots, s.MM.FutexSlots, 0, 0).Note("PR_FUTEX_HASH, %d slots", s.MM.FutexSlots)
+	}
+	s.ldtCalls(b)
 	if s.MM.KSMMerge {
 		b.Call(nr.Prctl, prSetMemoryMerge, 1, 0, 0, 0).Note("PR_SET_MEMORY_MERGE")
 	}
@@ -314,12 +320,39 @@ func (s *Space) mark(r *object.Restorer, b *tracee.Batch) error {
 // auxvOffset is where struct prctl_mm_map has the address of the vector.
 const auxvOffset = 11 * 8
 
+// UnsettleCalls adds, where it is needed, a change of credentials that is taken back: it makes a process dump core for root
+// only, if fs.suid_dumpable says so (proc_sys_fs(5)). No call asks for that by itself. fsuid is what the task has.
+func (s *Space) UnsettleCalls(b *tracee.Batch, fsuid uint32) {
+	if s.MM.Dumpable == suidDumpRoot && hostSuidDumpable() == suidDumpRoot {
+		b.Call(b.Sys().Setfsuid, fsuid^1)
+		b.Call(b.Sys().Setfsuid, fsuid)
+	}
+}
+
+const suidDumpRoot = 2 // SUID_DUMP_ROOT, linux/sched/coredump.h
+
+// hostSuidDumpable is fs.suid_dumpable, 0 where it cannot be read.
+var hostSuidDumpable = sync.OnceValue(func() int {
+	text, err := os.ReadFile("/proc/sys/fs/suid_dumpable")
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(text))) // 0 if it is no number
+	return n
+})
+
 // Settle adds the calls that must come after the last change of credentials and of memory.
-func (s *Space) Settle(b *tracee.Batch) {
+func (s *Space) Settle(r *object.Restorer, b *tracee.Batch) {
 	nr := b.Sys()
-	// 2 cannot be asked for: it is what fs.suid_dumpable makes of a change of credentials, and 0 is the stricter of the two
-	// others.
-	b.Call(nr.Prctl, unix.PR_SET_DUMPABLE, s.MM.Dumpable&1, 0, 0, 0).Note("PR_SET_DUMPABLE")
+	switch {
+	case s.MM.Dumpable != suidDumpRoot:
+		b.Call(nr.Prctl, unix.PR_SET_DUMPABLE, s.MM.Dumpable, 0, 0, 0).Note("PR_SET_DUMPABLE")
+	case hostSuidDumpable() == suidDumpRoot:
+		b.Call(nr.Prctl, unix.PR_GET_DUMPABLE, 0, 0, 0, 0).Expect(suidDumpRoot).Note("a process that dumps core for root only, which needs CAP_SETUID")
+	default: // 0 is the stricter of the two others
+		r.Warn("a process that could dump core only for root will not dump core, because fs.suid_dumpable is not 2 here")
+		b.Call(nr.Prctl, unix.PR_SET_DUMPABLE, 0, 0, 0, 0).Note("PR_SET_DUMPABLE")
+	}
 	for i := range s.areas {
 		if v := &s.areas[i]; v.flags&flagSealed != 0 {
 			b.Call(nr.Mseal, v.start, v.size(), 0).Note("mapping %s", span(v.start, v.end))

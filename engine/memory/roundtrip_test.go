@@ -177,7 +177,7 @@ func rebuild(t testing.TB, img []byte) *rebuilt {
 		t.Fatal(err)
 	}
 	b.run(t, func(batch *tracee.Batch) error { return b.space.Finish(b.r, batch) })
-	b.run(t, func(batch *tracee.Batch) error { b.space.Settle(batch); return nil })
+	b.run(t, func(batch *tracee.Batch) error { b.space.Settle(b.r, batch); return nil })
 	if err := b.space.WriteFilter(b.tid); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
-	"crpipe/engine/files"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -38,8 +37,7 @@ type area struct {
 	flags      flag
 	of         stream.Ref
 	file       *File // at most one of
-	shm        *Shm  // these
-	open       bool  // three: of is an open file
+	shm        *Shm  // these two
 	offset     uint64
 	name       string
 }
@@ -142,6 +140,12 @@ func (s *Space) checkMM(plan *object.Plan) error {
 	if m.Dumpable > 2 || m.CoreFilter&^coreBits != 0 || m.MDWE > 3 || m.MDWE == unix.PR_MDWE_NO_INHERIT || m.Membarrier&^membarrierBits != 0 {
 		return fmt.Errorf("a mode that does not exist: dumpable %d, coredump_filter %#x, mdwe %d, membarrier %#x", m.Dumpable, m.CoreFilter, m.MDWE, m.Membarrier)
 	}
+	if m.THPDisable && m.THPAdvised || m.FutexSlots != 0 && !m.FutexHash || m.FutexSlots&(m.FutexSlots-1) != 0 {
+		return fmt.Errorf("a mode that does not exist: %d futex slots, or two kinds of PR_SET_THP_DISABLE", m.FutexSlots)
+	}
+	if len(m.LDT)%8 != 0 || len(m.LDT) > maxLDT*8 || len(m.LDT) > 0 && s.arch.UserDesc == nil {
+		return fmt.Errorf("a local descriptor table of %d bytes", len(m.LDT))
+	}
 	if m.LockOnFault && !m.LockFuture {
 		return fmt.Errorf("MCL_ONFAULT without MCL_FUTURE")
 	}
@@ -193,8 +197,6 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 		v.file, err = object.State[File](plan, in.Of)
 	case string(TypeShm):
 		v.shm, err = object.State[Shm](plan, in.Of)
-	case "file":
-		v.open, err = true, files.Mappable(plan, in.Of)
 	default:
 		err = fmt.Errorf("it shows an object of class %q", in.Of.Class)
 	}
@@ -224,9 +226,9 @@ func (v *area) check() error {
 		return fmt.Errorf("a private mapping of shared memory")
 	case v.file != nil && v.shared && (v.file.Deleted || v.file.Zero):
 		return fmt.Errorf("a shared mapping of a deleted file or of a device")
-	case has(flagMayWrite) && (v.file == nil && !v.open || !v.shared):
+	case has(flagMayWrite) && (v.file == nil || !v.shared):
 		return fmt.Errorf("the flag mw, which is only for shared mappings of files")
-	case (v.file != nil || v.open) && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
+	case v.file != nil && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
 		return fmt.Errorf("it is writable and shows a file that is not")
 	case has(flagGrowsDown|flagDroppable|flagWipeOnFork) && !private:
 		return fmt.Errorf("the flags %v, which are only for private anonymous memory", v.flags)

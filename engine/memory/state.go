@@ -14,6 +14,10 @@ func (m *mmDump) state(as *kernelview.AddressSpace) (*MM, error) {
 	mm.Dumpable = must(m, &err, "dumpable", as.Dumpable)
 	mm.CoreFilter = must(m, &err, "coredump_filter", as.CoreFilter)
 	mm.THPDisable = must(m, &err, "PR_SET_THP_DISABLE", as.THPDisable)
+	mm.THPAdvised = must(m, &err, "PR_THP_DISABLE_EXCEPT_ADVISED", as.THPAdvised)
+	if slots := must(m, &err, "size of the futex hash", as.FutexSlots); slots >= 0 {
+		mm.FutexHash, mm.FutexSlots = true, uint32(slots)
+	}
 	mm.KSMMerge = must(m, &err, "PR_SET_MEMORY_MERGE", as.KSMMerge)
 	if must(m, &err, "PR_SET_MDWE", as.MDWE) {
 		mm.MDWE |= unix.PR_MDWE_REFUSE_EXEC_GAIN
@@ -35,7 +39,7 @@ func (m *mmDump) state(as *kernelview.AddressSpace) (*MM, error) {
 		m.d.Refuse(m.p.Error("", object.Unsupportedf("asynchronous I/O (io_setup) cannot be checkpointed")))
 	}
 	if ldt, ok := as.LDT.Get(); ok && !allZero(ldt) {
-		m.d.Refuse(m.p.Error("", object.Unsupportedf("a local descriptor table (modify_ldt) cannot be checkpointed")))
+		mm.LDT = ldt
 	}
 	return mm, err
 }

@@ -20,8 +20,8 @@ type Process struct {
 	Job     JobState
 
 	// What the families found; zero until they ran.
-	MM, Files, FS, Sighand stream.Ref
-	Memory                 any // what package memory keeps of the address space between its steps
+	Memory                          any        // what package memory keeps of the address space between its steps
+	MM, Files, FS, Sighand, Session stream.Ref // Session: a session keyring of its own
 }
 
 // JobState is what job control had done to a process before the freeze (signal numbers; zero: nothing).

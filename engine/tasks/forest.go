@@ -135,7 +135,10 @@ func PlanForest(families []Family, init int32) (*Forest, error) {
 	if err := f.order(); err != nil {
 		return nil, err
 	}
-	return f, f.share()
+	if err := f.share(); err != nil {
+		return nil, err
+	}
+	return f, f.checkKeyrings()
 }
 
 // MaxDepth is how many generations a tree may have. Real ones have tens; every step down costs a round of system calls

@@ -68,13 +68,13 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 	if i := slices.IndexFunc(t.Process.Threads, noSlack); i >= 0 && t.Process.Threads[i] == t {
 		d.Warn("pid %d (%s): threads whose default timer slack is 0, because a real-time thread made them, will get that of cr-restore", t.Process.PID, t.Process.Comm())
 	}
-	l.refuse(look(l, v.SyscallDispatch, "system call dispatch").On, "has system call user dispatch on")
 	if policy := look(l, v.Mempolicy, "memory policy"); policy.Set {
 		p.Mempolicy, p.MempolicyFlags, p.MempolicyNodes = policy.Mode, policy.Flags, policy.Nodes
 	}
 	if s, known := v.Speculation.Get(); known {
 		l.refuse(s != kernelview.Speculation{}, "has a speculation control set")
 	}
+	l.refuse(look(l, v.Landlock, "Landlock domain"), "is in a Landlock domain (landlock(7)), which no call describes")
 	if on, known := v.Breakpoints.Get(); known {
 		l.refuse(on, "has hardware breakpoints set")
 	}

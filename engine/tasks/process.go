@@ -41,10 +41,13 @@ type Process struct {
 	Sighand stream.Ref      `msgpack:"sighand,omitempty"`
 	Signals signals.Process `msgpack:"signals"`
 
-	Limits    Limits   `msgpack:"limits,omitempty"`
-	OOMScore  int32    `msgpack:"oom_score_adj,omitempty"`
-	Subreaper bool     `msgpack:"subreaper,omitempty"`
-	Cgroups   []Cgroup `msgpack:"cgroups,omitempty"`
+	Keyring   stream.Ref `msgpack:"keyring,omitempty"` // session keyring of its own
+	LoginUID  uint32     `msgpack:"loginuid,omitempty"`
+	Limits    Limits     `msgpack:"limits,omitempty"`
+	OOMScore  int32      `msgpack:"oom_score_adj,omitempty"`
+	Subreaper bool       `msgpack:"subreaper,omitempty"`
+	AutoNice  int32      `msgpack:"autogroup_nice,omitempty"` // /proc/PID/autogroup
+	Cgroups   []Cgroup   `msgpack:"cgroups,omitempty"`
 
 	// Job control: the signal that has stopped the process, and whether its parent has yet to hear of it.
 	StopSignal int32 `msgpack:"stop_signal,omitempty"`
@@ -109,6 +112,9 @@ func (s *Process) Check() error {
 	}
 	if s.LeaderDead && (s.WaitStatus&^0xff00 != 0 || len(s.Comm) > commLen) {
 		return object.BadImagef("wait status %#x of a dead leader, name of %d bytes", s.WaitStatus, len(s.Comm))
+	}
+	if s.AutoNice < -20 || s.AutoNice > 19 {
+		return object.BadImagef("nice value %d of an autogroup", s.AutoNice)
 	}
 	if s.OOMScore < -1000 || s.OOMScore > 1000 {
 		return object.BadImagef("oom_score_adj %d", s.OOMScore)

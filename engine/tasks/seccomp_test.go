@@ -23,3 +23,22 @@ func TestFiltersCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestKeyringCheck(t *testing.T) {
+	for name, c := range map[string]struct {
+		k  Keyring
+		ok bool
+	}{
+		"anonymous":             {Keyring{Serial: 5}, true},
+		"with the user's":       {Keyring{Serial: 5, UserLink: true}, true},
+		"named":                 {Keyring{Serial: 5, Name: "x", Keys: true}, true},
+		"anonymous, with keys":  {Keyring{Serial: 5, Keys: true}, false},
+		"named, with a link":    {Keyring{Serial: 5, Name: "x", UserLink: true}, false},
+		"of the kernel's names": {Keyring{Serial: 5, Name: ".x"}, false},
+		"a zero in its name":    {Keyring{Serial: 5, Name: "x\x00y"}, false},
+	} {
+		if err := c.k.Check(); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -37,6 +37,9 @@ type Thread struct {
 	Seccomp       []stream.Ref `msgpack:"seccomp,omitempty"`        // its filters, oldest first
 	SeccompStrict bool         `msgpack:"seccomp_strict,omitempty"` // SECCOMP_MODE_STRICT
 
+	Dispatch Dispatch `msgpack:"dispatch"`
+	Keys     OwnKeys  `msgpack:"keys"`
+
 	Creds  Credentials `msgpack:"creds"`
 	Sched  Scheduling  `msgpack:"sched"`
 	Prctls Prctls      `msgpack:"prctl"`

@@ -50,6 +50,9 @@ func (v *bpfView) Processes(tids []int) ([]Process, error) {
 			}
 		}
 		p.Timers = timers[signal]
+		if p.AutogroupNice, err = v.autogroup(signals[signal]); err != nil {
+			return nil, err
+		}
 		mm, ok := v.l.uint(b, fTMM)
 		if _, done := spaces[mm]; !done && ok {
 			if spaces[mm], err = v.addressSpace(mm, mms[mm]); err != nil {
@@ -160,6 +163,8 @@ func (v *bpfView) addressSpace(addr uint64, b []byte) (Maybe[AddressSpace], erro
 		m.CoreFilter = Is(uint32(flags & mask.value / low))
 	}
 	m.THPDisable = bitsSet(l, b, fMFlags, factTHPDisable)
+	m.THPAdvised = bitsSet(l, b, fMFlags, factTHPAdvised)
+	m.FutexSlots = v.futexSlots(b)
 	m.KSMMerge = bitsSet(l, b, fMFlags, factKSMMerge)
 	m.MDWE = bitsSet(l, b, fMFlags, factMDWE)
 	m.MDWENoInherit = bitsSet(l, b, fMFlags, factMDWENoInherit)
@@ -182,6 +187,55 @@ func (v *bpfView) addressSpace(addr uint64, b []byte) (Maybe[AddressSpace], erro
 	}
 	return Is(m), nil
 }
+
+// futexSlots reads the size of the hash of private futexes (kernel/futex/core.c).
+// A kernel without that member has no such hash, one with a part of it missing
+// is unknown.
+func (v *bpfView) futexSlots(b []byte) Maybe[int32] {
+	addr, ok := v.l.uint(b, fMFutexHash)
+	if !ok || addr == 0 {
+		return Is(int32(-1))
+	}
+	h, err := v.mem.peek(addr, v.l.span["futex_private_hash"])
+	if err != nil {
+		return Maybe[int32]{}
+	}
+	mask, ok1 := v.l.uint(h, fFutexMask)
+	custom, ok2 := v.l.uint(h, fFutexCustom)
+	switch {
+	case !ok1 || !ok2 || mask >= 1<<30:
+		return Maybe[int32]{}
+	case custom == 0:
+		return Is(int32(-1))
+	case mask == 0:
+		return Is(int32(0))
+	}
+	return Is(int32(mask) + 1)
+}
+
+// autogroup reads the nice value of the process's autogroup, sched(7).
+func (v *bpfView) autogroup(b []byte) (Maybe[int32], error) {
+	addr, ok := v.l.uint(b, fSAutogroup)
+	if !ok || addr == 0 {
+		return Is(int32(0)), nil
+	}
+	if !v.l.has(fAutoNice) {
+		return Maybe[int32]{}, nil
+	}
+	ag, err := v.mem.peek(addr, v.l.span["autogroup"])
+	if err != nil {
+		return Maybe[int32]{}, err
+	}
+	return num[int32](v.l, ag, fAutoNice), nil
+}
+
+var (
+	fMFutexHash  = want("mm_struct.futex_phash")
+	fFutexMask   = want("futex_private_hash.hash_mask")
+	fFutexCustom = want("futex_private_hash.custom")
+	fSAutogroup  = want("signal_struct.autogroup")
+	fAutoNice    = want("autogroup.nice")
+)
 
 // membarrier translates the registrations to the numbers of membarrier(2).
 func (v *bpfView) membarrier(b []byte) Maybe[uint32] {

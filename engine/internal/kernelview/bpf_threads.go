@@ -15,6 +15,8 @@ type related struct {
 	signal, cred, ioc, policy, undo, cpus map[uint64][]byte
 	tgids                                 map[uint64]int    // numbers of struct pids
 	parents                               map[uint64]uint64 // struct pids of parents, by where in the task their address is
+	keyrings                              map[uint64]Maybe[Keyrings]
+	landlocked                            map[uint64]Maybe[bool]
 }
 
 // Threads is documented with View.
@@ -79,6 +81,12 @@ func (v *bpfView) related(links []taskLinks) (*related, error) {
 	r.undo = read(func(l *taskLinks) uint64 { return l.undo }, v.l.span["sem_undo_list"])
 	r.cpus = read(func(l *taskLinks) uint64 { return l.cpus }, v.cpuMaskSize)
 	if err != nil {
+		return nil, err
+	}
+	if r.keyrings, err = v.keyrings(r.cred); err != nil {
+		return nil, err
+	}
+	if r.landlocked, err = v.landlocked(r.cred); err != nil {
 		return nil, err
 	}
 	leaders := make([]uint64, 0, len(r.signal))
@@ -173,6 +181,10 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 		t.MCEKill = Is(MCEKill{Set: set.V, Early: set.V && early.V})
 	}
 	t.IOFlusher = bitsSet(l, b, fTFlags, factIOFlusher)
+	t.LoginUID, t.SessionID = num[uint32](l, b, fTLoginUID), num[uint32](l, b, fTSessionID)
+	if !l.has(fTLoginUID) && !l.has(fTSessionID) { // a kernel without CONFIG_AUDIT
+		t.LoginUID, t.SessionID = Is(^uint32(0)), Is(^uint32(0))
+	}
 	t.SeccompMode = num[int32](l, b, fTSeccompMode)
 	t.SeccompFilters = num[int32](l, b, fTSeccompCount)
 	t.TSCFaults = bitsSet(l, b, fTIFlags, factTSCFaults)
@@ -184,6 +196,11 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	t.CustomSlice = flag(l, b, fTCustomSlice)
 	v.hardware(t, b)
 }
+
+var (
+	fTLoginUID  = want("task_struct.loginuid")
+	fTSessionID = want("task_struct.sessionid")
+)
 
 // semUndo says whether the list of semaphore adjustments has entries. All threads made by pthread_create share one
 // list, nearly always an empty one.
@@ -211,6 +228,7 @@ func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
 	}
 	t.Securebits = num[uint32](l, r.cred[links.cred], fCredSecurebits)
 	t.UserNS = v.idOf(r.cred[links.cred], fCredUserNS)
+	t.Keyrings, t.Landlock = r.keyrings[links.cred], r.landlocked[links.cred]
 	t.Ioprio = num[uint16](l, r.ioc[links.ioc], fIOCIoprio)
 	if links.ioc == 0 && l.has(fTIOContext) {
 		t.Ioprio = Is(uint16(0))

@@ -27,6 +27,7 @@ func (v *bpfView) calibrate() (complete bool) {
 		(*calibration).mdweNoInherit, (*calibration).onFault, (*calibration).speculation,
 		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas, (*calibration).tmpfiles,
 		(*calibration).registers, (*calibration).queues,
+		(*calibration).landlock,
 	} {
 		err := withHelper(func(h *helper) error { return part(&calibration{v, h}) })
 		if err != nil && !errors.Is(err, errNoField) && !errors.Is(err, errNoHelper) {
@@ -233,10 +234,14 @@ func (c *calibration) space() error {
 	}
 	return c.findAll([]setting{
 		{factTHPDisable, fTMM, fMFlags, prctl(unix.PR_SET_THP_DISABLE, 1), prctl(unix.PR_SET_THP_DISABLE, 0)},
+		{factTHPAdvised, fTMM, fMFlags, prctl(unix.PR_SET_THP_DISABLE, 1, thpExceptAdvised), prctl(unix.PR_SET_THP_DISABLE, 0)},
 		{factKSMMerge, fTMM, fMFlags, prctl(unix.PR_SET_MEMORY_MERGE, 1), prctl(unix.PR_SET_MEMORY_MERGE, 0)},
 		{factLockFuture, fTMM, fMDefFlags, []uint64{unix.SYS_MLOCKALL, unix.MCL_FUTURE}, []uint64{unix.SYS_MUNLOCKALL}},
 	})
 }
+
+// thpExceptAdvised is PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18.
+const thpExceptAdvised = 2
 
 // dumpable checks that the value is where it has always been, in the two
 // lowest bits.

@@ -43,6 +43,8 @@ const (
 	factQueues                         // queues of signals and masks are read right (1)
 	factRseqLen                        // length of a registration where the task does not keep it; 0: it does
 	factLinkable                       // inode.i_state: I_LINKABLE
+	factLandlock                       // where in cred.security the part of Landlock begins
+	factTHPAdvised                     // mm_struct.flags: PR_THP_DISABLE_EXCEPT_ADVISED
 	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
@@ -58,6 +60,7 @@ var factNames = nameFacts([firstVMCode]string{
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
 	"stack top", "fpstate", "xstate", "xfeatures", "xfeatures verified", "mxcsr mask", "signal queues", "rseq length",
 	"linkable",
+	"landlock", "thp advised",
 })
 
 // nameFacts adds the names of the facts that are codes of mappings.

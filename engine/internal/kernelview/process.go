@@ -30,6 +30,7 @@ type Process struct {
 	Stopped       Maybe[bool]  // in a job-control stop as a whole
 	StopUnwaited  Maybe[int32] // the stop signal that the parent has not waited for yet, 0: none
 	ContUnwaited  Maybe[bool]  // a SIGCONT that the parent has not waited for yet (WCONTINUED)
+	AutogroupNice Maybe[int32] // /proc/PID/autogroup, 0 also where there is none
 	NThreads      Maybe[int32] // threads not yet released, zombies among them
 
 	MM Maybe[AddressSpace] // ID 0: none (zombie)
@@ -99,7 +100,9 @@ type AddressSpace struct {
 
 	Dumpable      Maybe[uint8]  // PR_GET_DUMPABLE
 	CoreFilter    Maybe[uint32] // /proc/PID/coredump_filter
-	THPDisable    Maybe[bool]   // PR_GET_THP_DISABLE
+	THPDisable    Maybe[bool]   // PR_GET_THP_DISABLE is 1
+	THPAdvised    Maybe[bool]   // PR_GET_THP_DISABLE is 3: but for what madvise(2) names (Linux 6.18)
+	FutexSlots    Maybe[int32]  // PR_FUTEX_HASH_GET_SLOTS where the program has set them (0: the hash of all processes); -1: it has not
 	KSMMerge      Maybe[bool]   // PR_GET_MEMORY_MERGE
 	MDWE          Maybe[bool]   // PR_MDWE_REFUSE_EXEC_GAIN
 	MDWENoInherit Maybe[bool]   // PR_MDWE_NO_INHERIT

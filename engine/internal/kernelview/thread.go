@@ -53,6 +53,10 @@ type Thread struct {
 
 	TimerSlack        Maybe[uint64] // ns; PR_GET_TIMERSLACK
 	DefaultTimerSlack Maybe[uint64] // ns; what PR_SET_TIMERSLACK 0 goes back to
+	LoginUID          Maybe[uint32] // /proc/PID/loginuid; all ones: none
+	SessionID         Maybe[uint32] // /proc/PID/sessionid
+	Keyrings          Maybe[Keyrings]
+	Landlock          Maybe[bool]   // is in a domain of landlock(7)
 	Securebits        Maybe[uint32] // PR_GET_SECUREBITS, bit 4 is PR_GET_KEEPCAPS
 	NoNewPrivs        Maybe[bool]
 	Personality       Maybe[uint32]

@@ -129,6 +129,22 @@ func PtraceGetRseqConfiguration(tid int) (RseqConfiguration, error) {
 	return c, err
 }
 
+// DispatchConfig is struct ptrace_sud_config (linux/ptrace.h).
+type DispatchConfig struct{ Mode, Selector, Offset, Length uint64 }
+
+// Modes of DispatchConfig.
+const (
+	DispatchOn          = 1 // PR_SYS_DISPATCH_ON: all calls but those from the range
+	DispatchInclusiveOn = 2 // PR_SYS_DISPATCH_INCLUSIVE_ON: those from the range
+)
+
+// PtraceSetDispatch sets a thread's syscall user dispatch (PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4; EIO before).
+func PtraceSetDispatch(tid int, c DispatchConfig) error {
+	const setConfig = 0x4210
+	_, err := ptracePtr(setConfig, tid, unsafe.Sizeof(c), unsafe.Pointer(&c))
+	return err
+}
+
 // What a SyscallInfo describes.
 const (
 	SyscallInfoNone    = 0

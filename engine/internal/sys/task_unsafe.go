@@ -127,3 +127,15 @@ func RtTgsigqueueinfo(pid, tid int, sig unix.Signal, info *[SizeofSiginfo]byte) 
 	}
 	return nil
 }
+
+// CoreCookie returns the core scheduling cookie of a thread, 0 for the caller (PR_SCHED_CORE_GET of prctl(2), Linux 5.14). EINVAL:
+// the kernel knows none; ENODEV: it does not use them.
+func CoreCookie(tid int) (uint64, error) {
+	var cookie uint64
+	const schedCore, get, thread = 62, 0, 0
+	_, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, schedCore, get, uintptr(tid), thread, uintptr(unsafe.Pointer(&cookie)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return cookie, nil
+}
