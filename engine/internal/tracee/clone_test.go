@@ -426,3 +426,44 @@ func TestKillAllFindsUnknown(t *testing.T) {
 		}
 	}
 }
+
+// TestKillAllBut: the task that is spared goes on running batches, and makes tasks again in the slots that have become free.
+func TestKillAllBut(t *testing.T) {
+	r := newRig(t, 32)
+	for range 3 {
+		var made []*Task
+		b := r.arena.NewBatch()
+		var calls []*Call
+		for range 5 { // as roots are made
+			calls = append(calls, b.Clone(sys.CloneArgs{Flags: unix.CLONE_PARENT}, nil, 0))
+		}
+		if err := r.RunOne(r.stub, b); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range calls {
+			nb := r.arena.NewBatch()
+			kid := nb.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
+			mate := nb.Clone(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+			if err := r.RunOne(c.Child(), nb); err != nil {
+				t.Fatal(err)
+			}
+			made = append(made, c.Child(), kid.Child(), mate.Child())
+		}
+		if err := r.KillAllBut(r.stub); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range made {
+			if _, dead := k.Dead(); !dead {
+				t.Errorf("task %d lives", k.Tid)
+			}
+		}
+		if n := r.Tasks(); n != 1 {
+			t.Errorf("%d tasks are left", n)
+		}
+		b = r.arena.NewBatch()
+		b.Call(b.Sys().Getpid).Expect(uint64(r.stub.Pid))
+		if err := r.RunOne(r.stub, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
