@@ -1,12 +1,16 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tree measures the dump of a tree of many processes beside a bare loop that reads stat, status, maps and fdinfo of each.
@@ -15,12 +19,41 @@ func (b *bench) tree(n int) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer t.end()
+	defer func() {
+		group := t.pid
+		t.end()
+		if group > 1 {
+			_ = syscall.Kill(-group, syscall.SIGKILL) // its children: it leads a session
+			for {
+				if pid, err := unix.Wait4(-group, nil, 0, nil); err != nil && !errors.Is(err, unix.EINTR) || pid == 0 {
+					break
+				}
+			}
+			_ = os.Remove(groupFor(group))
+		}
+	}()
 	return b.beside(t, figure{what: fmt.Sprintf("dump tree of %d", n), limit: "<= 2.00"}, "walk")
 }
 
-// holdTree is a target: a process and its children.
+// groupFor is the directory of a cgroup for one target; empty: there is no version 2.
+func groupFor(pid int) string {
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(root + "/cgroup.procs"); err == nil {
+			if _, err := os.Stat(root + "/cgroup.controllers"); err == nil {
+				return fmt.Sprintf("%s/crpipe-bench-%d", root, pid)
+			}
+		}
+	}
+	return ""
+}
+
+// holdTree is a target: a process and its children, in a cgroup of their own as a service has one.
 func holdTree(n int) error {
+	if dir := groupFor(os.Getpid()); dir != "" && os.Mkdir(dir, 0o755) == nil {
+		if err := os.WriteFile(dir+"/cgroup.procs", []byte("0"), 0); err != nil {
+			return err
+		}
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -270,9 +270,45 @@ func (m *mmDump) object(v *procfs.SmapsVMA) (mapped, error) {
 		return of, nil
 	}
 	path := procfs.Path(m.tid, fmt.Sprintf("map_files/%x-%x", uint64(v.Start), uint64(v.End)))
-	of, err := m.file(path, v)
+	of, err := m.alike(key, func() (mapped, error) { return m.file(path, v) })
 	if err == nil {
 		m.objects[key] = of
+	}
+	return of, err
+}
+
+// alikeKey is what processes with the same mounts see as the same file. Only of one that has nothing but its name is no more to be
+// found out in the next process.
+type alikeKey struct {
+	objectKey
+	namespaces kernelview.ID
+}
+
+var errNotAlike = errors.New("more than its name counts")
+
+// alike looks at an ordinary file once a dump: the libraries that hundreds of processes map.
+func (m *mmDump) alike(key objectKey, look func() (mapped, error)) (of mapped, err error) {
+	view := m.p.Leader().View
+	if view == nil {
+		return look()
+	}
+	ns, known := view.Namespaces.Get()
+	if !known || strings.HasSuffix(key.path, deletedSuffix) {
+		return look()
+	}
+	looked := false
+	ref, err := m.d.Once(alikeKey{key, ns}, func() (stream.Ref, error) {
+		looked = true
+		if of, err = look(); err == nil && of != (mapped{ref: of.ref}) {
+			return of.ref, errNotAlike
+		}
+		return of.ref, err
+	})
+	switch {
+	case !looked:
+		return mapped{ref: ref}, err
+	case errors.Is(err, errNotAlike):
+		return of, nil
 	}
 	return of, err
 }
