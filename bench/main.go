@@ -96,7 +96,7 @@ func run() error {
 	for _, many := range []struct {
 		n       int
 		measure func(int) ([]figure, error)
-	}{{*threads, b.threads}, {*tree, b.tree}} {
+	}{{*threads, b.threads}, {*threads, b.restoreThreads}, {*tree, b.tree}, {*tree, b.restoreTree}} {
 		if many.n == 0 {
 			continue
 		}
