@@ -192,8 +192,10 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 	if err := memory.Share(d); err != nil {
 		return err
 	}
-	if err := files.CheckLocks(d); err != nil {
-		return err
+	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks} {
+		if err := step(d); err != nil {
+			return err
+		}
 	}
 	online, err := tasks.Online()
 	if err != nil {

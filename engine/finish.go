@@ -136,7 +136,13 @@ func (rs *restoration) finishProcesses() error {
 			return err
 		}
 	}
-	return rs.takeLocks(files.TableLockCalls)
+	if err := rs.takeLocks(files.TableLockCalls); err != nil || !files.HasOwners(rs.plan) {
+		return err
+	}
+	rs.r.Close() // or a pipe without the other end would tell its owner when we end
+	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error {
+		return files.OwnerCalls(rs.r, b, t, rs.hasTask)
+	})
 }
 
 // eachTakesItsTable says whether every thread that finishes an address space or takes directories for others also is the one

@@ -241,10 +241,19 @@ func TestHostileTables(t *testing.T) {
 		{"lock of another kind", []any{file(3)}, m("fd", 3, "kind", "lease"), `kind "lease"`},
 		{"lock before the file", []any{file(3)}, m("fd", 3, "kind", "ofd", "start", -1), "0 bytes at -1"},
 		{"lock too long", []any{file(3)}, m("fd", 3, "kind", "posix", "start", 1, "length", int64(math.MaxInt64)), "9223372036854775807 bytes at 1"},
+		{"owner of nothing", []any{file(3)}, m("fd", 4, "kind", "thread"), "descriptor 4, which the table does not have"},
+		{"owner of another kind", []any{file(3)}, m("fd", 3, "kind", "session", "id", 5), `kind "session"`},
+		{"owner without a kind", []any{file(3)}, m("fd", 3, "kind", "", "id", 7), "number 7"},
+		{"owner of number -1", []any{file(3)}, m("fd", 3, "kind", "group", "id", -1), "number -1"},
+		{"owner with a signal too many", []any{file(3)}, m("fd", 3, "kind", "thread", "signal", 65), "signal 65"},
+		{"owner of no user", []any{file(3)}, m("fd", 3, "kind", "group", "id", 7, "uid", uint32(math.MaxUint32)), "user 4294967295"},
 		{"lock of a part by flock", []any{file(3)}, m("fd", 3, "kind", "flock", "length", 1), "flock of a part"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			table := m("entries", c.entries)
+			if strings.HasPrefix(c.name, "owner") {
+				table, c.lock = m("entries", c.entries, "owners", []any{c.lock}), nil
+			}
 			if c.lock != nil {
 				table = m("entries", c.entries, "locks", []any{c.lock})
 			}

@@ -25,7 +25,8 @@ type index struct {
 	sockets map[inode]bool
 
 	refs   map[kernelview.ID]stream.Ref // of open files that have been dumped
-	locked map[string]bool              // files (lockedFile) that are locked through a descriptor of the tree
+	owners map[kernelview.ID]*pendingOwner
+	locked map[string]bool // files (lockedFile) that are locked through a descriptor of the tree
 }
 
 // Holder is a descriptor that leads to an open file. Of processes that share a table it names the first.
@@ -128,6 +129,7 @@ func buildIndex(d *object.Dumper) (*index, error) {
 		ttys:    map[uint64][]int32{},
 		sockets: map[inode]bool{},
 		refs:    map[kernelview.ID]stream.Ref{},
+		owners:  map[kernelview.ID]*pendingOwner{},
 		locked:  map[string]bool{},
 	}
 	var procs []*object.Process

@@ -73,9 +73,13 @@ func dumpPipe(d *object.Dumper, f *object.OpenFile) (*pipeEndState, error) {
 	if use.view.Notifications {
 		return nil, object.Unsupportedf("a pipe into which the kernel writes notifications (O_NOTIFICATION_PIPE) cannot be checkpointed")
 	}
-	flags, err := dumpFlags(f)
+	flags, err := Flags(f)
 	if err != nil {
 		return nil, err
+	}
+	flags &^= unix.O_ASYNC // owner.go
+	if odd := flags &^ (openFlags | largefile()); odd != 0 {
+		return nil, object.Unsupportedf("it is open with flags (%#o) that cannot be restored", odd)
 	}
 	ref, err := d.Once(pipeKey{inodeOf(f)}, func() (stream.Ref, error) { return addPipe(d, f, use) })
 	if err != nil {

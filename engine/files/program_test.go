@@ -213,7 +213,7 @@ func heldProgram() error {
 	a.open(26, "/proc/1/status", unix.O_RDONLY)
 
 	a.pipe(27, 28, 0)
-	_, err = unix.FcntlInt(27, unix.F_SETOWN, os.Getpid())
+	_, err = unix.FcntlInt(27, unix.F_SETOWN, 1)
 	a.fail(err)
 	a.open(29, a.dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	_, err = unix.FcntlInt(29, unix.F_NOTIFY, 4) // DN_CREATE

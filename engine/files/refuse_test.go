@@ -49,7 +49,7 @@ func TestRefused(t *testing.T) {
 		24: "a directory that was removed",
 		25: "a FIFO whose name was removed",
 		26: "about pid 1, which is not in the tree",
-		27: "receiver of SIGIO",
+		27: "receiver of SIGIO (fcntl(2) F_SETOWN) is process 1, outside of the tree",
 		29: "receiver of SIGIO",
 		30: "character device 5:2 cannot be checkpointed",
 		31: "anon_inode:inotify",

@@ -12,12 +12,12 @@ import (
 )
 
 // TableState is a descriptor table (files_struct): which number leads to which open file. Processes and threads
-// that share one (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. Refused by name, because nothing
-// here keeps them: leases that are held through a descriptor, and the receiver of SIGIO (F_SETOWN, F_SETSIG, O_ASYNC, and
-// F_NOTIFY, which sets it too). For locks see lock.go.
+// that share one (CLONE_FILES) refer to the same record; kcmp(2) KCMP_FILES, kernelview. For locks see lock.go, for
+// the receivers of SIGIO owner.go.
 type TableState struct {
 	Entries []TableEntry `msgpack:"entries,omitempty"` // in ascending order of numbers
 	Locks   []TableLock  `msgpack:"locks,omitempty"`
+	Owners  []TableOwner `msgpack:"owners,omitempty"`
 }
 
 // TableEntry is one descriptor.
@@ -81,6 +81,13 @@ func dumpTable(d *object.Dumper, p *object.Process) error {
 				s.Locks = append(s.Locks, held...)
 			}
 			s.Entries = append(s.Entries, TableEntry{FD: int32(fd.FD), Cloexec: fd.CloseOnExec, File: ref})
+			owner, err := ix.owner(d, p, fd)
+			if err != nil {
+				return stream.Ref{}, err
+			}
+			if owner != nil {
+				s.Owners = append(s.Owners, *owner)
+			}
 		}
 		return d.Add(tableType, s), nil
 	})
@@ -116,34 +123,7 @@ func checkHeld(d *object.Dumper, f *object.OpenFile, locked bool) ([]TableLock, 
 	if err != nil {
 		return nil, err
 	}
-	if flags&unix.O_ASYNC != 0 {
-		return nil, object.Unsupportedf("it sends SIGIO (O_ASYNC), which cannot be checkpointed")
-	}
-	return locks, checkOwner(f)
-}
-
-func checkOwner(f *object.OpenFile) error {
-	owner, ok := f.View.Owner.Get()
-	if !ok {
-		fd, err := f.Descriptor()
-		if err != nil {
-			return err
-		}
-		// The set owner is there even when it is dead, but then both calls say 0, as the kernel does.
-		own, err := unix.FcntlInt(uintptr(fd), unix.F_GETOWN, 0)
-		if err != nil {
-			return fmt.Errorf("reading who gets SIGIO: %w", err)
-		}
-		sig, err := unix.FcntlInt(uintptr(fd), unix.F_GETSIG, 0)
-		if err != nil {
-			return fmt.Errorf("reading the signal that stands for SIGIO: %w", err)
-		}
-		owner = kernelview.Owner{Set: own != 0, PID: own, Signal: int32(sig)}
-	}
-	if owner.Set || owner.Signal != 0 {
-		return object.Unsupportedf("it has a receiver of SIGIO (fcntl(2) F_SETOWN, F_SETSIG or F_NOTIFY; pid %d, signal %d), which cannot be checkpointed", owner.PID, owner.Signal)
-	}
-	return nil
+	return locks, nil
 }
 
 // maxFD bounds descriptor numbers in an image; the kernel's own bound, fs.nr_open, lies below it.
@@ -160,6 +140,9 @@ func (t *TableState) check() error {
 			return object.BadImagef("descriptor %d leads to nothing", e.FD)
 		}
 		last = e.FD
+	}
+	if err := t.checkOwners(); err != nil {
+		return err
 	}
 	return t.checkLocks()
 }

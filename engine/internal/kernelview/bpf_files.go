@@ -433,8 +433,9 @@ func (v *bpfView) owner(b []byte, r *fileBlocks) Maybe[Owner] {
 		return Maybe[Owner]{}
 	}
 	o := Owner{Set: pid != 0, Signal: int32(sig), UID: uint32(uid), EUID: uint32(euid)}
+	o.Type = uint32(kind)
 	if o.Set {
-		o.PID, o.Type = r.pids[pid], uint32(kind)
+		o.PID = r.pids[pid]
 	}
 	return Is(o)
 }

@@ -85,7 +85,7 @@ type File struct {
 type Owner struct {
 	Set    bool
 	PID    int    // in the caller's pid namespace, 0: outside of it
-	Type   uint32 // 0 thread, 1 process, 2 process group, 3 session
+	Type   uint32 // 0 thread, 1 process, 2 process group, 3 session; without an owner that of the last one
 	Signal int32  // 0: SIGIO
 	UID    uint32 // in the initial user namespace
 	EUID   uint32
@@ -147,7 +147,17 @@ type Pipe struct {
 	Files   uint32
 	// Notifications: the kernel writes into it (O_NOTIFICATION_PIPE).
 	Notifications bool
-	Buffers       []PipeBuffer // oldest first
+	// Async are the open files through which its owner is told by a signal
+	// (O_ASYNC). One that was opened with the flag is not: it does nothing.
+	Async   Maybe[[]Async]
+	Buffers []PipeBuffer // oldest first
+}
+
+// Async is an open file that tells its owner by a signal, and the descriptor
+// number by which O_ASYNC was set, which is in the signal's siginfo.
+type Async struct {
+	File ID
+	FD   int32
 }
 
 // PipeBuffer is one message or part of the byte stream.

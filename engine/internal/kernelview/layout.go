@@ -449,6 +449,11 @@ var (
 	fPipeFiles   = want("pipe_inode_info.files")
 	fPipeBufs    = want("pipe_inode_info.bufs")
 	fPipeWatch   = want("pipe_inode_info.watch_queue") // with CONFIG_WATCH_QUEUE only
+	fPipeAsyncR  = want("pipe_inode_info.fasync_readers")
+	fPipeAsyncW  = want("pipe_inode_info.fasync_writers")
+	fAsyncNext   = want("fasync_struct.fa_next")
+	fAsyncFile   = want("fasync_struct.fa_file")
+	fAsyncFD     = want("fasync_struct.fa_fd")
 	fBufSize     = want("pipe_buffer")
 	fBufLen      = want("pipe_buffer.len")
 	fBufFlags    = want("pipe_buffer.flags")
