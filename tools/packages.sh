@@ -10,6 +10,7 @@ bash:bash
 awk:mawk
 gcc:gcc
 /usr/include/stdio.h:libc6-dev
+/usr/include/gnu/stubs-32.h:gcc-multilib
 make:make
 xz:xz-utils
 sqlite3:sqlite3

@@ -159,17 +159,45 @@ func Prog(t testing.TB, name string) string {
 	return prog
 }
 
+// Prog32 compiles a fixture as a 32-bit program: test/testdata/prog32/NAME.c, or where there is none the one that Prog compiles.
+func Prog32(t testing.TB, name string) string {
+	t.Helper()
+	data := filepath.Join(Root(), "test", "testdata")
+	src := filepath.Join(data, "prog32", name+".c")
+	if _, err := os.Stat(src); err != nil {
+		src = filepath.Join(data, "prog", name+".c")
+	}
+	// libc6-dev-i386 has no headers of the kernel's: those of amd64 serve for both. Static, so that nothing else is needed where it
+	// runs. GCC of 32 bits sees other ranges in the fixtures' arithmetic, which is right for what they run with.
+	flags := []string{"-m32", "-static", "-idirafter", "/usr/include/x86_64-linux-gnu", "-std=gnu11", "-O1", "-g", "-Wall", "-Wno-unused-function", "-pthread"}
+	prog, err := built(name+"32", fmt.Sprint(flags), []string{src, filepath.Join(data, "prog", "fixture.h")}, func(out string) ([]byte, error) {
+		return exec.Command("gcc", append(flags, "-o", out, src, "-lrt")...).CombinedOutput()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return prog
+}
+
 // GoProg compiles the Go program in test/testdata/goprog/NAME, once, and returns its path.
-func GoProg(t testing.TB, name string) string {
+func GoProg(t testing.TB, name string) string { return goProg(t, name, name, nil) }
+
+// GoProg32 compiles it for 386.
+func GoProg32(t testing.TB, name string) string {
+	return goProg(t, name, name+"32", []string{"GOARCH=386", "CGO_ENABLED=0"})
+}
+
+func goProg(t testing.TB, name, as string, env []string) string {
 	t.Helper()
 	dir := filepath.Join(Root(), "test", "testdata", "goprog", name)
 	src, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil || len(src) == 0 {
 		t.Fatalf("no Go program in %s: %v", dir, err)
 	}
-	prog, err := built(name, "go", src, func(out string) ([]byte, error) {
+	prog, err := built(as, fmt.Sprint("go", env), src, func(out string) ([]byte, error) {
 		cmd := exec.Command("go", "build", "-o", out, ".")
 		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), env...)
 		return cmd.CombinedOutput()
 	})
 	if err != nil {

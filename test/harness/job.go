@@ -31,6 +31,7 @@ type Options struct {
 	Stdout *os.File // a file in the job's directory when nil
 	Stderr *os.File
 	Shell  string // a bash script to run instead of the program; its directory is the first argument
+	Compat bool   // as a 32-bit program (Prog32)
 	Cgroup bool   // in cgroups of its own (v2 and v1 freezer), alone
 	Linger bool   // the program does not end by itself: Finish does not wait for that
 }
@@ -135,7 +136,11 @@ func Start(t testing.TB, prog string, o Options) *Job {
 // StartFixture starts a fixture and waits until it is ready.
 func StartFixture(t testing.TB, name string, o Options) *Job {
 	t.Helper()
-	j := Start(t, Prog(t, name), o)
+	prog := Prog
+	if o.Compat {
+		prog = Prog32
+	}
+	j := Start(t, prog(t, name), o)
 	j.WaitFile("ready", 30*time.Second)
 	return j
 }

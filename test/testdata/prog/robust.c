@@ -3,6 +3,7 @@
  * The waiter in the other process already waits when the dump comes.
  */
 #include "fixture.h"
+#include <linux/futex.h>
 
 struct area { pthread_mutex_t a, b, c; int got; } *sh;
 
@@ -74,7 +75,7 @@ int main(int argc, char **argv)
 	void *head = NULL;
 	size_t len = 0;
 	CHECK_EQ(syscall(SYS_get_robust_list, 0, &head, &len), 0, "get_robust_list");
-	CHECK(head != NULL && len == 24, "robust list head %p, length %zu", head, len);
+	CHECK(head != NULL && len == sizeof(struct robust_list_head), "robust list head %p, length %zu", head, len);
 	pthread_mutex_unlock(&sh->c);
 	fx_finish();
 }

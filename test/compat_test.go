@@ -1,0 +1,88 @@
+package test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/test/harness"
+)
+
+// need32 skips a test where 32-bit programs do not run: a kernel for amd64 may have been built or booted without.
+func need32(t *testing.T) {
+	t.Helper()
+	harness.NeedRoot(t)
+	a, err := arch.Native()
+	if err != nil || a.Compat == nil {
+		t.Skip("this machine has no 32-bit programs")
+	}
+	stub := filepath.Join(t.TempDir(), "stub")
+	if err := os.WriteFile(stub, a.Compat.Stub().Image, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(stub)
+	if err := cmd.Start(); errors.Is(err, unix.ENOEXEC) {
+		t.Skip("this kernel does not execute 32-bit programs (CONFIG_IA32_EMULATION, ia32_emulation=on)")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // it was killed
+}
+
+// not32 are fixtures that cannot be 32-bit programs, and why.
+var not32 = map[string]string{
+	"registers": "names 64-bit registers",
+	"rseq":      "has its critical section in 64-bit assembly",
+	"seccomp":   "knows the 64-bit system calls",
+	"swapped":   "needs swap",
+}
+
+// TestCompat puts a 32-bit program with all that only such have through every flavour, and every other fixture, as a 32-bit program,
+// through a dump that leaves it and one that ends it.
+func TestCompat(t *testing.T) {
+	need32(t)
+	for _, f := range harness.Flavours {
+		t.Run("compat/"+f.Name, func(t *testing.T) {
+			t.Parallel()
+			harness.Through(t, "compat", f, harness.Options{Compat: true})
+		})
+	}
+	for _, name := range fixtures(t) {
+		if not32[name] != "" {
+			continue
+		}
+		fx := special[name]
+		for _, f := range harness.Flavours {
+			if f.Name != "go-on" && f.Name != "kill-restore" {
+				continue
+			}
+			t.Run(name+"/"+f.Name, func(t *testing.T) {
+				t.Parallel()
+				harness.Through(t, name, f, harness.Options{Args: fx.args, PidNS: fx.pidns, Compat: true})
+			})
+		}
+	}
+}
+
+// TestCompatReal does the same to a 32-bit Go program at work.
+func TestCompatReal(t *testing.T) {
+	need32(t)
+	j := harness.Start(t, harness.GoProg32(t, "gophers"), harness.Options{})
+	for range 3 {
+		time.Sleep(500 * time.Millisecond)
+		if !j.DumpKill("cr-dump --kill $PID > image.cr") {
+			break
+		}
+		j.RestoreSh("cr-restore < image.cr > restored.ticket")
+	}
+	j.Verdict(120 * time.Second)
+}
