@@ -1,5 +1,7 @@
 package harness
 
+import "slices"
+
 // What by nature cannot be kept, or is not the task's own, each with the reason. These lists are the only differences
 // that the comparison before and after lets pass; crpipe(7) tells users the same.
 
@@ -31,6 +33,27 @@ var ignoredStat = map[string]string{
 	"flags": "the kernel's own bits (forked but not executed, used the FPU, dumped core); what matters of them has lines of its own in status",
 }
 
+// ignoredTask are files of a task.
+var ignoredTask = map[string]string{
+	"arch_status": "its one line on x86 is the time since the task last used AVX-512: history",
+	"sessionid":   "the number of an audit session is given out by the kernel; loginuid is compared",
+	"sched":       "statistics: history", "schedstat": "history", "io": "bytes read and written: history",
+	"oom_score": "follows the memory in use", "stack": "where it waits in the kernel just now", "syscall": "as stack", "wchan": "as stack",
+	"statm": "as VmRSS in status", "numa_maps": "where its pages lie", "ksm_stat": "pages that are merged just now", "ksm_merging_pages": "as ksm_stat",
+}
+
+// IgnoredNames are all names in these lists, which crpipe(7) has to mention.
+func IgnoredNames() []string {
+	var all []string
+	for _, list := range []map[string]string{ignoredStatus, ignoredStat, ignoredTask, ignoredFdinfo, ignoredVMFlags} {
+		for name := range list {
+			all = append(all, name)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // ignoredZombie is what the kernel still shows of a dead task although nothing can use it any more.
 var ignoredZombie = map[string]string{
 	"SigBlk": "nothing is delivered to the dead", "SigIgn": "as SigBlk", "SigCgt": "as SigBlk", "SigPnd": "as SigBlk", "ShdPnd": "as SigBlk",
@@ -38,7 +61,7 @@ var ignoredZombie = map[string]string{
 	"rsslim": "a limit of the dead",
 }
 
-// Not compared either: /proc/PID/arch_status (its one line on x86 is the time since the task last used AVX-512: history), the former name of a deleted file (who shares the file is), inode numbers of /proc (made when it is looked at), and the
+// Not compared either: the former name of a deleted file (who shares the file is), inode numbers of /proc (made when it is looked at), and the
 // number of the scheduler's autogroup.
 
 var ignoredFdinfo = map[string]string{

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshot is everything that /proc shows of a job's tasks, one entry a value: "4711/4712 status Uid" -> "0 0 0 0".
@@ -23,8 +25,9 @@ var statNames = strings.Fields(`state ppid pgrp session tty_nr tpgid flags minfl
 
 // taskFiles are read whole, for every thread; processFiles for the process.
 var (
-	taskFiles    = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "children", "setgroups"}
-	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits"}
+	taskFiles = []string{"comm", "personality", "timerslack_ns", "oom_score_adj", "cgroup", "loginuid", "sessionid", "children", "setgroups",
+		"cpuset", "oom_adj", "uid_map", "gid_map", "projid_map", "attr/current", "attr/exec", "attr/fscreate", "attr/keycreate", "attr/sockcreate"}
+	processFiles = []string{"cmdline", "environ", "auxv", "coredump_filter", "timers", "limits", "autogroup", "timens_offsets"}
 	links        = []string{"cwd", "root", "exe"}
 )
 
@@ -70,7 +73,7 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames) {
 			continue // of no more use to the dead
 		}
 		if data, err := os.ReadFile(filepath.Join(dir, f)); err == nil {
-			put(f, printable(string(data)))
+			put(f, autogroup.ReplaceAllString(printable(string(data)), "autogroup"))
 		}
 	}
 	for _, l := range links {
@@ -148,10 +151,37 @@ func (s Snapshot) task(pid, tid, root int) {
 			put("stat "+name, v)
 		}
 	}
+	if !dead {
+		scheduling(tid, put)
+	}
 	for _, f := range taskFiles {
+		if f == "sessionid" && ignoredTask[f] != "" {
+			continue
+		}
 		if data, err := os.ReadFile(dir + "/" + f); err == nil {
 			put(f, freezerGroup.ReplaceAllString(printable(string(data)), ""))
 		}
+	}
+}
+
+// autogroup is the name of a scheduler's autogroup, whose number is given at birth.
+var autogroup = regexp.MustCompile(`autogroup-\d+`)
+
+// scheduling asks what /proc does not show, or not exactly.
+func scheduling(tid int, put func(key, value string)) {
+	if a, err := unix.SchedGetAttr(tid, 0); err == nil {
+		put("sched_getattr", fmt.Sprintf("%+v", *a))
+	}
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(tid, &set); err == nil {
+		put("sched_getaffinity", fmt.Sprintf("%x", set))
+	}
+	if nice, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil {
+		put("getpriority", strconv.Itoa(nice))
+	}
+	const who = 1 // IOPRIO_WHO_PROCESS
+	if prio, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, who, uintptr(tid), 0); errno == 0 {
+		put("ioprio_get", strconv.Itoa(int(prio)))
 	}
 }
 
