@@ -4,12 +4,14 @@
 //
 // [Dump] opens the view into the kernel first, because that may take time, and only then touches the tree:
 //
-//  1. takeHold freezes the tree (or takes over a ticket's) and brings every thread into a ptrace stop. Nothing is
+//  1. takeHold freezes the tree (or takes over a ticket's). Where that is a frozen cgroup of version 2 and the view knows
+//     registers nobody attaches to it (still.go); elsewhere every thread is brought into a ptrace stop. Nothing is
 //     executed in the tree from here to the end.
 //  2. lookAtTree reads everything but the bulk, from outside: tree.go what /proc and the kernel say of every task,
 //     namespaces, then for each process what the families say of its files, memory and signals. Each object is met
 //     once and gets one record. Whatever cannot be kept is refused; all refusals are known before the first byte.
 //  3. writeTree writes the records, then the contents of memory, pipes and deleted files.
+//     Before the image is ended it is proved that nothing ran meanwhile, which only a ptrace stop would have prevented.
 //  4. Only when the stream is complete and committed is the tree let go, or with Kill ended.
 //
 // # Restore

@@ -22,4 +22,6 @@
 // rt_sigtimedwait or msgrcv returns EINTR to the program although no signal
 // came, whichever way it was stopped. So the thaw first holds every thread in
 // a ptrace stop, sets such calls back (tracee), and only then lets them run.
+// Where the caller can tell from the outside which threads are in such calls
+// (Interrupted), and version 2 holds the tree, only those are held.
 package freezer
