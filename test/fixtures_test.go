@@ -26,7 +26,7 @@ var special = map[string]fixture{
 }
 
 // own are programs that have a test of their own instead of the flavours.
-var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true}
+var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true, "refusedtask": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
 var later = map[string]bool{"fifogone": true, "threadtimers": true, "procshared": true, "vfork": true}

@@ -161,6 +161,34 @@ func TestRefusal(t *testing.T) {
 	j.Finish()
 }
 
+// TestRefusedTasks: what a task has that no call gives back is refused by name.
+func TestRefusedTasks(t *testing.T) {
+	harness.NeedRoot(t)
+	for what, want := range map[string]string{
+		"landlock": "is in a Landlock domain",
+		"session":  "has keys (keyrings(7))",
+		"thread":   "has keys in its thread keyring",
+		"process":  "has keys in its process keyring",
+		"threads":  "has a session keyring of its own",
+		"listener": "SECCOMP_FILTER_FLAG_NEW_LISTENER",
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			j := harness.StartFixture(t, "refusedtask", harness.Options{Args: []string{what}})
+			if _, err := os.Stat(filepath.Join(j.Dir, "absent")); err == nil {
+				t.Skipf("this kernel has no %s", what)
+			}
+			before := j.Footprint()
+			r := j.Sh("cr-dump $PID > got")
+			if r.Status != 3 || !strings.Contains(r.Stderr, want) || !strings.Contains(r.Stderr, "(refusedtask)") {
+				t.Errorf("status %d, want 3 and %q: %s", r.Status, want, r.Stderr)
+			}
+			j.CheckUnharmed(before)
+			j.Finish()
+		})
+	}
+}
+
 // TestPidInUse: a restore over a live process names the pid and who holds it, and makes nothing.
 func TestPidInUse(t *testing.T) {
 	harness.NeedRoot(t)
