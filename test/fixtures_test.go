@@ -22,6 +22,7 @@ var special = map[string]fixture{
 	"orphans":   {pidns: true},
 	"sleeps":    {args: []string{"4000"}},
 	"rain":      {ticks: true},
+	"history":   {args: []string{"0x16"}},
 	"continued": {not: "sigstop"}, // a SIGSTOP ends the notice that its children have been continued
 }
 
