@@ -20,9 +20,9 @@
 //
 //  1. makeObjects opens every open file, in the tree's mount namespace, into a pool of descriptors.
 //  2. spawn starts a tiny first task that inherits the pool and executes batches of system calls (package tracee); it
-//     makes the roots of the tree, each generation makes the next in one batch (tasks.PlanForest says who makes whom), and
-//     stand-ins for dead leaders leave.
-//  3. Every process lays out its memory, makes its threads; the contents are streamed in from outside.
+//     makes the roots of the tree, each generation makes the next, threads too, in one batch (tasks.PlanForest says who makes
+//     whom and what they share), and stand-ins for dead leaders leave.
+//  3. Every address space is laid out by a process that has it; the contents are streamed in from outside.
 //  4. The end of the stream is verified. Then descriptors, credentials, timers and the like are set, what takes rights
 //     away or ticks last, and sleepers are put back to sleep.
 //  5. The arena is unmapped, registers are set, and all tasks are let go at once.
