@@ -1,6 +1,8 @@
 package beside
 
 import (
+	"slices"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -12,23 +14,31 @@ type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
 }
 
-// life is everything that a forked process uses. It is made before the fork, in memory that does not move.
+// span is a range of addresses.
+type span struct{ at, size uintptr }
+
+// life is everything that a forked process uses, in a mapping of its own, shared so that nothing of it is copied.
 type life struct {
 	clone  cloneArgs
 	pidfd  int32 // of the child, out
 	mask   uint64
 	before uint64 // the signal mask of the forking thread
 
+	// What the child needs nothing of: Go's memory. A fork makes every page of it that either side writes a page fault, of which
+	// there are hundreds while a command starts, each as dear as a system call or dearer.
+	spared [64]span
+	page   uintptr
+
 	keep [4]uintptr // descriptors, ascending, above 2
 	name [16]byte   // what ps shows
 
 	// The command, and the pipe by which it says whether moves are to be expected.
 	polled [2]unix.PollFd
-	word   *uint64 // shared: 0 while there is nothing to undo
+	word   *uint64 // in the record, shared: 0 while there is nothing to undo
 	record uintptr
-	path   *byte
-	argv   **byte
-	envp   **byte
+	path   uintptr
+	argv   uintptr
+	envp   uintptr
 	retry  unix.Timespec
 
 	moving   bool
@@ -59,9 +69,22 @@ func fork(l *life) (pid uintptr, errno syscall.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
+	for i := range l.spared {
+		if l.spared[i].size > 0 {
+			_, _, _ = syscall.RawSyscall(unix.SYS_MADVISE, l.spared[i].at, l.spared[i].size, unix.MADV_DONTFORK)
+		}
+	}
+	// But for this stack, which cannot move as long as nothing is called that is not nosplit.
+	here := uintptr(unsafe.Pointer(&pid)) &^ (l.page - 1)
+	_, _, _ = syscall.RawSyscall(unix.SYS_MADVISE, here-l.page, 3*l.page, unix.MADV_DOFORK)
 	pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&l.clone)), unsafe.Sizeof(l.clone), 0)
 	if errno == 0 && pid == 0 {
 		live(l)
+	}
+	for i := range l.spared {
+		if l.spared[i].size > 0 {
+			_, _, _ = syscall.RawSyscall(unix.SYS_MADVISE, l.spared[i].at, l.spared[i].size, unix.MADV_DOFORK)
+		}
 	}
 	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, sigSetmask, uintptr(unsafe.Pointer(&l.before)), 0, maskSize, 0, 0)
 	return pid, errno
@@ -114,7 +137,7 @@ func watch(l *life) {
 	}
 	for *l.word != 0 {
 		_, _, _ = syscall.RawSyscall(unix.SYS_FCNTL, l.record, unix.F_SETFD, 0) // not close-on-exec
-		_, _, _ = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(l.path)), uintptr(unsafe.Pointer(l.argv)), uintptr(unsafe.Pointer(l.envp)))
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXECVE, l.path, l.argv, l.envp)
 		// Out of memory, or the like: a tree stands still, so it is tried for as long as it takes.
 		_, _, _ = syscall.RawSyscall6(unix.SYS_PPOLL, 0, 0, uintptr(unsafe.Pointer(&l.retry)), 0, 0, 0)
 	}
@@ -123,17 +146,39 @@ func watch(l *life) {
 	}
 }
 
-// pointers makes a terminated array of C strings.
-func pointers(list []string) (**byte, error) {
-	out := make([]*byte, len(list)+1)
-	for i, s := range list {
-		p, err := unix.BytePtrFromString(s)
-		if err != nil {
-			return nil, err
+// newLife makes the mapping, with the path, arguments and environment of what a guard executes. free unmaps it in this process.
+func newLife(path string, args, env []string) (l *life, free func(), err error) {
+	const align = unsafe.Alignof(uintptr(0))
+	size := unsafe.Sizeof(life{}) + align + uintptr(len(args)+len(env)+2)*unsafe.Sizeof(uintptr(0)) + uintptr(len(path)+1)
+	for _, s := range slices.Concat(args, env) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return nil, nil, unix.EINVAL
 		}
-		out[i] = p
+		size += uintptr(len(s) + 1)
 	}
-	return &out[0], nil
+	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, nil, err
+	}
+	l = (*life)(unsafe.Pointer(&mem[0]))
+	l.page = uintptr(unix.Getpagesize())
+	at := (unsafe.Sizeof(life{}) + align - 1) &^ (align - 1)
+	pointers := unsafe.Slice((*uintptr)(unsafe.Pointer(&mem[at])), len(args)+len(env)+2) // 0 at the end of each list
+	l.argv, l.envp = uintptr(unsafe.Pointer(&pointers[0])), uintptr(unsafe.Pointer(&pointers[len(args)+1]))
+	at += uintptr(len(pointers)) * unsafe.Sizeof(uintptr(0))
+	put := func(s string) uintptr {
+		p := uintptr(unsafe.Pointer(&mem[at]))
+		at += uintptr(copy(mem[at:], s) + 1)
+		return p
+	}
+	l.path = put(path)
+	for i, s := range args {
+		pointers[i] = put(s)
+	}
+	for i, s := range env {
+		pointers[len(args)+1+i] = put(s)
+	}
+	return l, func() { _ = unix.Munmap(mem) }, nil
 }
 
 func wordOf(page []byte) *uint64 { return (*uint64)(unsafe.Pointer(&page[0])) }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
 
@@ -35,6 +36,22 @@ func start(l *life, keep []int) (*process, error) {
 		return nil, errno
 	}
 	return &process{int(pid), sys.NewFD(int(l.pidfd))}, nil
+}
+
+// spare finds the memory that is ours alone: what can be written and is private. (Go's stacks and heap, and its data.)
+func (l *life) spare() error {
+	maps, err := procfs.ReadMaps(os.Getpid())
+	if err != nil {
+		return err
+	}
+	n := 0
+	for i := range maps {
+		if m := &maps[i]; m.Prot&(procfs.ProtWrite|procfs.ProtShared) == procfs.ProtWrite && n < len(l.spared) {
+			l.spared[n] = span{uintptr(m.Start), uintptr(m.Size())}
+			n++
+		}
+	}
+	return nil
 }
 
 // alive reports whether the process has not ended. One that has is reaped.
@@ -149,26 +166,19 @@ func above(raw int) (*sys.FD, error) {
 
 func (w *Watch) fork(moving bool) error {
 	keep := []int{w.record.Int(), w.command.Int()}
-	l := &life{
-		polled: [2]unix.PollFd{{Fd: int32(w.command.Int()), Events: unix.POLLIN}, {Fd: int32(w.told.Int()), Events: unix.POLLIN}},
-		word:   wordOf(w.page),
-		record: uintptr(w.record.Int()),
-		retry:  unix.Timespec{Nsec: 100e6},
+	// Not by its path, which this user may be unable to reach, or where another version may be by now.
+	l, free, err := newLife("/proc/self/exe", os.Args, append(os.Environ(), w.mark+"="+strconv.Itoa(w.record.Int())))
+	if err != nil {
+		return err
 	}
+	defer free()
+	l.polled = [2]unix.PollFd{{Fd: int32(w.command.Int()), Events: unix.POLLIN}, {Fd: int32(w.told.Int()), Events: unix.POLLIN}}
+	l.word, l.record, l.retry = wordOf(w.page), uintptr(w.record.Int()), unix.Timespec{Nsec: 100e6}
 	if w.procs != nil {
 		keep = append(keep, w.told.Int(), w.procs.Int())
 		l.moving, l.procs, l.self = moving, uintptr(w.procs.Int()), [1]byte{'0'}
 	}
-	var err error
-	// Not by its path, which this user may be unable to reach, or where another version may be by now.
-	if l.path, err = unix.BytePtrFromString("/proc/self/exe"); err != nil {
-		return err
-	}
-	if l.argv, err = pointers(os.Args); err != nil {
-		return err
-	}
-	env := append(os.Environ(), w.mark+"="+strconv.Itoa(w.record.Int()))
-	if l.envp, err = pointers(env); err != nil {
+	if err := l.spare(); err != nil {
 		return err
 	}
 	w.guard.close()
