@@ -38,6 +38,7 @@ func otherKinds() []object.Kind {
 		namespaces.MountsKind,
 		files.PipeObject,
 		files.FIFOObject,
+		files.RemovedFIFOObject,
 		files.DeletedObject,
 		files.MemfdObject,
 		files.TableKind,

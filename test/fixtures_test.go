@@ -30,7 +30,7 @@ var special = map[string]fixture{
 var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true, "refusedtask": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
-var later = map[string]bool{"fifogone": true, "threadtimers": true, "procshared": true, "vfork": true}
+var later = map[string]bool{"threadtimers": true, "procshared": true, "vfork": true}
 
 func fixtures(t *testing.T) []string {
 	t.Helper()

@@ -11,7 +11,7 @@ import (
 
 // A FIFO (fifo(7)): a pipe with a name. Its ends are those of a pipe (pipe.go); its contents go with the image, since
 // they vanish with the last that has it open. At restore the FIFO must be there and empty. One that somebody outside
-// of the tree has open too is treated as such a pipe; one whose name is gone is refused.
+// of the tree has open too is treated as such a pipe; for one whose name is gone see fifo_removed.go.
 type fifoState struct {
 	Path string `msgpack:"path"`
 	Size uint32 `msgpack:"size"` // capacity in bytes
@@ -20,9 +20,6 @@ type fifoState struct {
 }
 
 func fifoOf(f *object.OpenFile, size uint32) (*fifoState, error) {
-	if f.Stat.Nlink == 0 {
-		return nil, object.Unsupportedf("a FIFO whose name was removed cannot be checkpointed")
-	}
 	p, err := pathOf(f)
 	if err != nil {
 		return nil, err

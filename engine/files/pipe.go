@@ -81,6 +81,9 @@ func dumpPipe(d *object.Dumper, f *object.OpenFile) (*pipeEndState, error) {
 	if odd := flags &^ (openFlags | largefile()); odd != 0 {
 		return nil, object.Unsupportedf("it is open with flags (%#o) that cannot be restored", odd)
 	}
+	if flags&unix.O_NOFOLLOW != 0 && f.Stat.Nlink == 0 {
+		return nil, object.Unsupportedf("a FIFO that was opened with O_NOFOLLOW, and whose name was removed, cannot be checkpointed")
+	}
 	ref, err := d.Once(pipeKey{inodeOf(f)}, func() (stream.Ref, error) { return addPipe(d, f, use) })
 	if err != nil {
 		return nil, err
@@ -117,7 +120,14 @@ func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse) (stream.Ref, er
 		}
 	}
 	var ref stream.Ref
-	if isPath(f.Link) {
+	if isPath(f.Link) && f.Stat.Nlink == 0 {
+		s, err := removedFIFOOf(f, uint32(size))
+		if err != nil {
+			_ = copied.Close() // a copy: the pipe itself is as before
+			return stream.Ref{}, err
+		}
+		ref = d.Add(removedFIFOType, s)
+	} else if isPath(f.Link) {
 		s, err := fifoOf(f, uint32(size))
 		if err != nil {
 			_ = copied.Close() // a copy: the pipe itself is as before

@@ -47,7 +47,6 @@ func TestRefused(t *testing.T) {
 		21: "lock on it (FLOCK ADVISORY WRITE), which cannot be checkpointed for a file of this kind",
 		23: "1 other names of it remain",
 		24: "a directory that was removed",
-		25: "a FIFO whose name was removed",
 		26: "about pid 1, which is not in the tree",
 		27: "receiver of SIGIO (fcntl(2) F_SETOWN) is process 1, outside of the tree",
 		29: "receiver of SIGIO",
