@@ -113,16 +113,26 @@ func (k *killer) report(must ...string) {
 	}
 }
 
-func TestKilledDumpHarmsNothing(t *testing.T) {
+func TestKilledDumpHarmsNothing(t *testing.T) { killedDump(t, harness.Options{}) }
+
+// TestKilledClassicalDumpHarmsNothing: this way every thread is made to execute system calls, from which it finds home by itself. The
+// program is an ordinary user's, who cannot be using other users' semaphores, which there may be on this machine.
+func TestKilledClassicalDumpHarmsNothing(t *testing.T) {
+	killedDump(t, harness.Options{User: ordinary}, "--source", "classical")
+}
+
+func killedDump(t *testing.T, o harness.Options, args ...string) {
+	t.Helper()
 	harness.NeedRoot(t)
-	j := harness.StartFixture(t, "busy", harness.Options{})
+	j := harness.StartFixture(t, "busy", o)
 	goesOn(t, j, -1)
-	k := newKiller(t, j, func() *exec.Cmd { return j.Command("cr-dump", strconv.Itoa(j.Pid)) })
+	args = append(args, strconv.Itoa(j.Pid))
+	k := newKiller(t, j, func() *exec.Cmd { return j.Command("cr-dump", args...) })
 	before := j.Footprint()
 	for k.more() {
-		cmd := j.Command("cr-dump", "-v", strconv.Itoa(j.Pid))
+		cmd := j.Command("cr-dump", append([]string{"-v"}, args...)...)
 		if k.round%2 == 0 {
-			cmd = j.Command("cr-dump", strconv.Itoa(j.Pid))
+			cmd = j.Command("cr-dump", args...)
 		}
 		out, err := os.Create(j.Image("killed.cr"))
 		if err != nil {

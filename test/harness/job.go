@@ -33,6 +33,8 @@ type Options struct {
 	Shell  string // a bash script to run instead of the program; its directory is the first argument
 	Compat bool   // as a 32-bit program (Prog32)
 	Cgroup bool   // in cgroups of its own (v2 and v1 freezer), alone
+	User   int    // uid and gid that the program runs as, without supplementary groups; 0: as the test
+	AsUser bool   // the commands run as that user too
 	Linger bool   // the program does not end by itself: Finish does not wait for that
 }
 
@@ -86,6 +88,9 @@ func Start(t testing.TB, prog string, o Options) *Job {
 			t.Fatal(err)
 		}
 	}
+	if o.User != 0 {
+		prog = j.ofUser(prog)
+	}
 	argv := append(append(append([]string{prog}, o.Before...), j.Dir), o.Args...)
 	if o.Shell != "" {
 		argv = append([]string{"/bin/bash", "-c", o.Shell, name, j.Dir}, o.Args...)
@@ -96,7 +101,7 @@ func Start(t testing.TB, prog string, o Options) *Job {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", j.mark}, o.Env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = j.attributes(true)
 	if o.Stdin != nil {
 		cmd.Stdin = o.Stdin // else /dev/null
 	}
@@ -145,6 +150,38 @@ func StartFixture(t testing.TB, name string, o Options) *Job {
 	return j
 }
 
+// ofUser gives the job's directories to its user, and a copy of a program that is where he cannot reach it.
+func (j *Job) ofUser(prog string) string {
+	j.T.Helper()
+	data, err := os.ReadFile(prog)
+	if err != nil {
+		j.T.Fatal(err)
+	}
+	top := filepath.Dir(j.Dir)
+	reachable := filepath.Join(top, filepath.Base(prog))
+	if name := filepath.Base(prog); strings.Contains(name, "-") { // the cache's name of it has a hash behind it
+		reachable = filepath.Join(top, j.Name)
+	}
+	if err := os.WriteFile(reachable, data, 0o755); err != nil { //nolint:gosec // a program
+		j.T.Fatal(err)
+	}
+	for _, d := range []string{top, j.Dir, j.Aux, j.tmp()} {
+		if err := os.Chown(d, j.opts.User, j.opts.User); err != nil {
+			j.T.Fatal(err)
+		}
+	}
+	return reachable
+}
+
+// attributes are those of processes that the job or a command on it begin with.
+func (j *Job) attributes(program bool) *syscall.SysProcAttr {
+	a := &syscall.SysProcAttr{Setsid: true}
+	if j.opts.User != 0 && (program || j.opts.AsUser) {
+		a.Credential = &syscall.Credential{Uid: uint32(j.opts.User), Gid: uint32(j.opts.User)}
+	}
+	return a
+}
+
 func (j *Job) output(given *os.File, name string) *os.File {
 	if given != nil {
 		return given
@@ -153,6 +190,11 @@ func (j *Job) output(given *os.File, name string) *os.File {
 	f, err := os.OpenFile(filepath.Join(j.Aux, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		j.T.Fatal(err)
+	}
+	if j.opts.User != 0 {
+		if err := f.Chown(j.opts.User, j.opts.User); err != nil {
+			j.T.Fatal(err)
+		}
 	}
 	return f
 }

@@ -35,7 +35,7 @@ func (j *Job) Sh(script string, env ...string) Result {
 		"PATH=" + Binaries(j.T) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "LC_ALL=C.UTF-8",
 		fmt.Sprintf("PID=%d", j.Pid), "DIR=" + j.Dir, "AUX=" + j.Aux, "TMPDIR=" + j.tmp(), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), j.cmdMark,
 	}, env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = j.attributes(false)
 	cmd.Cancel = func() error {
 		// The shell leads a group; its commands are in it. Their guards are not, and cure the target when they die.
 		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -270,7 +270,7 @@ func (j *Job) Command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(Binaries(j.T), name), args...)
 	cmd.Dir = j.Aux
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "TMPDIR=" + j.tmp(), j.cmdMark}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = j.attributes(false)
 	errs := j.output(nil, "stderr")
 	cmd.Stderr = errs
 	j.T.Cleanup(func() { _ = errs.Close() })
