@@ -44,6 +44,8 @@ type thread struct {
 	dead     bool
 	sig      unix.Signal // to be given at the detach
 	job      unix.Signal // the signal of the job control stop that it is in; 0: none
+
+	interrupted []byte // its registers, of a call that Loosen has set back
 }
 
 // HoldOptions are the options of Hold.

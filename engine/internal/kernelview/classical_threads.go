@@ -139,6 +139,12 @@ func mode32(tid int) (bool, error) {
 
 // mayVisit refuses threads that system calls would harm, or that would not get what they ask for.
 func (v *classicalView) mayVisit(t *Thread, st *procfs.Status) error {
+	if n, err := sys.PtraceGetRegset(t.Tid, arch.NTPRStatus, make([]byte, 1024)); err != nil || n != v.a.PRStatusSize {
+		return &RefusedError{
+			What: fmt.Sprintf("pid %d (%s): thread %d runs in another mode than this cr-dump (registers of %d bytes), so that it cannot be asked to execute system calls", t.Tgid, st.Name, t.Tid, n),
+			Fix:  "dump it as root on a kernel with BTF, where nothing is executed in it (--source bpf)",
+		}
+	}
 	if st.Seccomp != 0 {
 		return &RefusedError{
 			What: fmt.Sprintf("pid %d (%s): thread %d is in seccomp mode %d, so that it cannot be asked to execute the system calls by which it tells its state", t.Tgid, st.Name, t.Tid, st.Seccomp),
