@@ -68,6 +68,7 @@ func (v *classicalView) process(p *Process, tid int) error {
 		return fmt.Errorf("reading oom_score_adj: %w", err)
 	}
 	p.OOMScoreAdj = Is(int16(oom))
+	p.AutogroupNice = autogroupNice(tid)
 	limits, err := procfs.ReadLimits(tid)
 	if err != nil {
 		return err
@@ -187,7 +188,13 @@ func (v *classicalView) visitProcess(p *Process, mm *AddressSpace, tid int, st *
 		var layout Layout
 		c.add(func(r *RemoteCall) error { subOK = r.errno() == 0; return nil }, n.Prctl, prGetChildSubreaper, uint64(sub))
 		c.add(value(&mm.Dumpable, func(r int64) uint8 { return uint8(r) }), n.Prctl, unix.PR_GET_DUMPABLE)
-		c.add(value(&mm.THPDisable, func(r int64) bool { return r&1 != 0 }), n.Prctl, prGetTHPDisable)
+		c.add(func(r *RemoteCall) error {
+			if r.errno() == 0 {
+				mm.THPDisable, mm.THPAdvised = Is(r.Result == 1), Is(r.Result == 3)
+			}
+			return nil
+		}, n.Prctl, prGetTHPDisable)
+		mm.FutexSlots = Is[int32](-1) // whether the program or the kernel has chosen the size is not told
 		absent := func(to *Maybe[bool]) func(r *RemoteCall) error {
 			return func(r *RemoteCall) error {
 				switch {

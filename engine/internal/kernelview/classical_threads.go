@@ -55,8 +55,14 @@ func (v *classicalView) Threads(tids []int) ([]Thread, error) {
 			if err := v.fromOutside(t, st, &ours); err != nil {
 				return err
 			}
-			if st.State == 'Z' || st.State == 'X' {
-				continue
+			if err := v.login(t, st); err != nil {
+				return err
+			}
+			if st.Tgid == os.Getpid() {
+				t.Keyrings = ownSession()
+			}
+			if st.State == 'Z' || st.State == 'X' || st.Tgid == os.Getpid() {
+				continue // ended, or a thread of this process: nobody holds it
 			}
 			if err := v.mayVisit(t, st); err != nil {
 				return err
@@ -290,6 +296,9 @@ func (v *classicalView) visitThread(t *Thread, st *procfs.Status) error {
 			t.Mempolicy = Is(Mempolicy{Home: -1})
 		}
 		t.Speculation = speculationOf(spec)
+		if err := v.keyrings(s, t); err != nil {
+			return err
+		}
 		return v.defaultSlack(s, t)
 	})
 }
