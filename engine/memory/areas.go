@@ -17,7 +17,6 @@ import (
 
 // unkept are the flags of mappings that cannot be rebuilt, in the order of looking.
 var unkept = [...]struct{ code, what string }{
-	{"ht", "memory of hugetlbfs pages cannot be checkpointed"},
 	{"io", "device memory cannot be checkpointed"},
 	{"pf", "device memory cannot be checkpointed"},
 	{"mm", "device memory cannot be checkpointed"},
@@ -78,8 +77,12 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 	if v.Path == "/[aio] (deleted)" || v.Path == "/[aio]" {
 		return area, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
 	}
+	huge := v.Flags.Has("ht")
+	if huge && !isAnonHuge(&v.VMA) {
+		return area, object.Unsupportedf("memory of hugetlbfs pages that is shared or of a file cannot be checkpointed")
+	}
 	for _, u := range unkept {
-		if v.Flags.Has(u.code) {
+		if v.Flags.Has(u.code) && !(huge && u.code == "de") { // which all memory of hugetlbfs has
 			return area, object.Unsupportedf("%s", u.what)
 		}
 	}
@@ -92,6 +95,7 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		i := slices.Index(flagCodes[:], code)
 		switch {
 		case code == "mw" && !shared: // every private mapping has it
+		case code == "de" && huge:
 		case i >= 0:
 			f |= 1 << i
 		case !slices.Contains(natural[:], code):
@@ -102,13 +106,21 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		f |= flagTHP
 	}
 	area.Flags = f.String()
+	if huge {
+		area.PageSize = v.KernelPageSize << 10
+	}
 	if strings.HasPrefix(v.Path, "[anon:") || strings.HasPrefix(v.Path, "[anon_shmem:") {
 		area.Name = v.Path
 	}
-	if hasObject(&v.VMA) {
+	if hasObject(&v.VMA) && !huge {
 		area.Offset = v.Offset
 	}
 	return area, nil
+}
+
+// isAnonHuge says whether a mapping of hugetlbfs is memory of nobody else: a file that the kernel has made for it alone (hugetlb_file_setup).
+func isAnonHuge(v *procfs.VMA) bool {
+	return v.Prot&procfs.ProtShared == 0 && v.Path == "/anon_hugepage (deleted)"
 }
 
 // hasObject says whether a mapping has a file behind it, be it an internal one of the kernel.

@@ -483,7 +483,7 @@ func process(t testing.TB, pid int) *object.Process {
 	p.Threads = []*object.Thread{{Process: p, TID: pid, ID: pid}}
 	p.View = &kernelview.Process{Tid: pid, MM: kernelview.Is(kernelview.AddressSpace{
 		ID: kernelview.ID(pid), Dumpable: kernelview.Is[uint8](1), CoreFilter: kernelview.Is[uint32](0x33),
-		THPDisable: kernelview.Is(false), KSMMerge: kernelview.Is(false), MDWE: kernelview.Is(false), MDWENoInherit: kernelview.Is(false),
+		THPDisable: kernelview.Is(false), THPAdvised: kernelview.Is(false), FutexSlots: kernelview.Is[int32](-1), KSMMerge: kernelview.Is(false), MDWE: kernelview.Is(false), MDWENoInherit: kernelview.Is(false),
 		LockFuture: kernelview.Is(false), LockOnFault: kernelview.Is(false), Membarrier: kernelview.Is[uint32](1<<2 | 1<<4),
 		Auxv: kernelview.Is(auxv), AIOContexts: kernelview.Is(0),
 		Layout: kernelview.Is(kernelview.Layout{

@@ -157,7 +157,7 @@ func (s *cowSpace) look() error {
 			i++
 		}
 		for j := i; j < len(parts) && parts[j].start < r.End; j++ {
-			if !parts[j].kernel {
+			if !parts[j].apart {
 				s.spans = append(s.spans, cowSpan{max(parts[j].start, r.Start), min(parts[j].end, r.End), &parts[j]})
 			}
 		}

@@ -207,11 +207,12 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 			continue
 		}
 		area, err := areaOf(a, v)
-		if err == nil && v.KernelPageSize != 0 && v.KernelPageSize<<10 != uint64(a.PageSize) {
+		huge := area.PageSize != 0
+		if err == nil && !huge && v.KernelPageSize != 0 && v.KernelPageSize<<10 != uint64(a.PageSize) {
 			err = object.Unsupportedf("memory of pages of %d KiB cannot be checkpointed", v.KernelPageSize)
 		}
 		var of mapped
-		if err == nil && hasObject(&v.VMA) {
+		if err == nil && hasObject(&v.VMA) && !huge {
 			if of, err = m.object(v); err == nil {
 				err = fits(v, of)
 			}
@@ -241,7 +242,7 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 			start: v.Start, end: v.End,
 			zeros:    !of.ref.IsZero() || area.Name == a.VDSO.Code,
 			readable: v.Prot&procfs.ProtRead != 0,
-			kernel:   area.Name == a.VDSO.Code,
+			apart:    area.Name == a.VDSO.Code || huge,
 			of:       of.ref,
 			delta:    delta,
 		})

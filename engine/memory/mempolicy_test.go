@@ -19,7 +19,7 @@ func TestPolicies(t *testing.T) {
 	}
 	pid := start(t, "numa")
 	d := &object.Dumper{View: needView(t), Arch: native(t), Warn: t.Logf}
-	m := &mmDump{d: d, p: process(t, pid), tid: pid}
+	m := &mmDump{d: d, arch: native(t), p: process(t, pid), tid: pid}
 	if _, err := m.mappings(&[]Range{}); err != nil {
 		t.Fatal(err)
 	}

@@ -93,6 +93,8 @@ type Area struct {
 	// Of is the mapped object: a mapfile or an shm, zero for private anonymous memory and parts of the vdso.
 	Of     stream.Ref `msgpack:"of,omitempty"`
 	Offset uint64     `msgpack:"offset,omitempty"` // in Of, bytes
+	// PageSize is the size of the pages in bytes of memory that has pages of its own kind (MAP_HUGETLB).
+	PageSize uint64 `msgpack:"page_size,omitempty"`
 	// Name is "[vdso]" and its like for a part of the vdso, "[anon:NAME]" or "[anon_shmem:NAME]" for memory that the program
 	// has given a name (PR_SET_VMA), else empty.
 	Name string `msgpack:"name,omitempty"`
@@ -142,11 +144,12 @@ const (
 	flagSequential                   // MADV_SEQUENTIAL
 	flagRandom                       // MADV_RANDOM
 	flagSealed                       // mseal(2)
+	flagHugeTLB                      // MAP_HUGETLB
 	flagTHP                          // huge pages were in use
 )
 
 // flagCodes is in the order of the bits. The codes but the last are those of fs/proc/task_mmu.c, show_smap_vma_flags.
-var flagCodes = [...]string{"mw", "gd", "ac", "nr", "dp", "lo", "lf", "dc", "dd", "wf", "mg", "hg", "nh", "sr", "rr", "sl", "thp"}
+var flagCodes = [...]string{"mw", "gd", "ac", "nr", "dp", "lo", "lf", "dc", "dd", "wf", "mg", "hg", "nh", "sr", "rr", "sl", "ht", "thp"}
 
 func (f flag) String() string {
 	var b []byte

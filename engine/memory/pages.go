@@ -37,7 +37,7 @@ type part struct {
 	zeros bool
 	// readable: process_vm_readv may read it. Else /proc/PID/mem does, which forces its way (FOLL_FORCE).
 	readable bool
-	kernel   bool // the kernel's own code
+	apart    bool // its pages are not looked at for being shared: the kernel's own code, hugetlbfs
 	// What it shows, and how far its offset there is from its address.
 	of    stream.Ref
 	delta uint64

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"strconv"
 	"strings"
@@ -152,7 +153,8 @@ func (v *area) descriptor(r *object.Restorer) (int, error) {
 // firstProt is the protection until Finish. A private mapping that was writable once counts as committed memory; made
 // writable at first the new one does so too, and does not merge with a neighbour that never was.
 func (v *area) firstProt() int {
-	if v.flags&flagAccount != 0 && !v.shared {
+	// Memory of hugetlbfs cannot be written to from outside while it is not writable.
+	if v.flags&(flagAccount|flagHugeTLB) != 0 && !v.shared {
 		return v.prot | unix.PROT_READ | unix.PROT_WRITE
 	}
 	return v.prot
@@ -176,6 +178,9 @@ func (v *area) mapFlags() int {
 	}
 	if v.flags&flagGrowsDown != 0 {
 		flags |= unix.MAP_GROWSDOWN
+	}
+	if v.flags&flagHugeTLB != 0 {
+		flags |= unix.MAP_HUGETLB | bits.TrailingZeros64(v.pageSize)<<unix.MAP_HUGE_SHIFT
 	}
 	return flags
 }

@@ -39,6 +39,7 @@ type area struct {
 	file       *File // at most one of
 	shm        *Shm  // these two
 	offset     uint64
+	pageSize   uint64 // of flagHugeTLB
 	name       string
 }
 
@@ -170,7 +171,7 @@ func (s *Space) checkMM(plan *object.Plan) error {
 
 // add checks a mapping that follows those added before.
 func (s *Space) add(plan *object.Plan, in *Area) error {
-	v := area{start: arch.Addr(in.Start), end: arch.Addr(in.End), of: in.Of, offset: in.Offset, name: in.Name}
+	v := area{start: arch.Addr(in.Start), end: arch.Addr(in.End), of: in.Of, offset: in.Offset, pageSize: in.PageSize, name: in.Name}
 	switch {
 	case !pageAligned(in.Start|in.End|in.Offset, s.pageSize):
 		return fmt.Errorf("it is not aligned to pages")
@@ -235,6 +236,10 @@ func (v *area) check() error {
 	case has(flagDroppable) && has(flagGrowsDown|flagLocked), has(flagLockOnFault) && !has(flagLocked),
 		has(flagHugePage) && has(flagNoHugePage), has(flagSequential) && has(flagRandom):
 		return fmt.Errorf("the flags %v exclude each other", v.flags)
+	case has(flagHugeTLB) && (!private || has(flagGrowsDown|flagDroppable|flagHugePage|flagNoHugePage|flagTHP|flagMergeable)),
+		has(flagHugeTLB) != (v.pageSize != 0), v.pageSize&(v.pageSize-1) != 0, v.pageSize != 0 && v.pageSize < 64<<10,
+		has(flagHugeTLB) && !pageAligned(uint64(v.start|v.end), int(v.pageSize)):
+		return fmt.Errorf("pages of %d bytes where there can be none of them", v.pageSize)
 	case v.name == "" || v.part:
 		return nil
 	}

@@ -210,6 +210,11 @@ func TestHostileSpaces(t *testing.T) {
 		{"home", func(s *sample) {
 			s.mm.Policies = []Policy{{Start: 0x500000, End: 0x501000, Mode: 2, HasHome: true, Home: -1}}
 		}, "NUMA"},
+		{"hugetlb of no size", func(s *sample) { area(s, 2).Flags = "ht" }, "pages of"},
+		{"hugetlb without the flag", func(s *sample) { area(s, 2).PageSize = 2 << 20 }, "pages of"},
+		{"hugetlb unaligned", func(s *sample) { area(s, 2).Flags, area(s, 2).PageSize = "ht", 2<<20 }, "pages of"},
+		{"hugetlb of odd size", func(s *sample) { area(s, 3).Flags, area(s, 3).PageSize = "ht", 3<<20 }, "pages of"},
+		{"hugetlb of a file", func(s *sample) { area(s, 0).Flags, area(s, 0).PageSize = "ht", 1<<20 }, "pages of"},
 		{"huge outside", func(s *sample) { s.mm.Huge = []Range{{0x1000, 0x2000}} }, "huge pages"},
 		{"huge order", func(s *sample) { s.mm.Huge = []Range{{0x500000, 0x502000}, {0x501000, 0x503000}} }, "huge pages"},
 		{"huge unaligned", func(s *sample) { s.mm.Huge = []Range{{0x500001, 0x502000}} }, "huge pages"},
