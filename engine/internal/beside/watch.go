@@ -38,7 +38,8 @@ func start(l *life, keep []int) (*process, error) {
 	return &process{int(pid), sys.NewFD(int(l.pidfd))}, nil
 }
 
-// spare finds the memory that is ours alone: what can be written and is private. (Go's stacks and heap, and its data.)
+// spare finds the memory that is ours alone: what can be written and is private. (Go's stacks and heap, and its data.) The first
+// stack is left in: it holds the arguments and the environment that /proc shows.
 func (l *life) spare() error {
 	maps, err := procfs.ReadMaps(os.Getpid())
 	if err != nil {
@@ -46,7 +47,7 @@ func (l *life) spare() error {
 	}
 	n := 0
 	for i := range maps {
-		if m := &maps[i]; m.Prot&(procfs.ProtWrite|procfs.ProtShared) == procfs.ProtWrite && n < len(l.spared) {
+		if m := &maps[i]; m.Prot&(procfs.ProtWrite|procfs.ProtShared) == procfs.ProtWrite && m.Path != "[stack]" && n < len(l.spared) {
 			l.spared[n] = span{uintptr(m.Start), uintptr(m.Size())}
 			n++
 		}
