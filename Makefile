@@ -23,7 +23,7 @@ all: build
 build: ## the five commands, static, in bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
-demo: build ## a program is checkpointed, killed, and goes on (root, or sudo)
+demo: build ## a program is checkpointed, killed, and goes on (as root or as an ordinary user)
 	tools/demo.sh bin
 
 packages: ## the Debian packages that tests run (as root with apt; elsewhere it names what is missing)
