@@ -15,12 +15,14 @@ import (
 
 // Restart says how an interrupted call goes on, where its registers alone do not: a call whose result register holds
 // -516 (ERESTART_RESTARTBLOCK) goes on from the task's restart block, which no register shows. The time is what was
-// left at the dump, so a sleep sleeps as long as it would have, not counting the time between dump and restore.
+// left at the dump, so a sleep sleeps as long as it would have, not counting the time between dump and restore. A wait until a
+// moment ends at that moment; where the clock says that it is further away than it was (CLOCK_MONOTONIC after another boot), when
+// the time that was left is over.
 type Restart struct {
 	Kind  uint8 `msgpack:"kind,omitempty"`  // 0: none; 1 nanosleep, 2 poll, 3 futex
 	Clock int32 `msgpack:"clock,omitempty"` // of a nanosleep or a futex wait
 	Left  int64 `msgpack:"left,omitempty"`  // ns
-	// Expires is the end in ns of CLOCK_REALTIME, for a futex wait until a time of day.
+	// Expires is the end in ns of the clock, for a futex wait until a moment (FUTEX_WAIT_BITSET of futex(2)).
 	Expires int64  `msgpack:"expires,omitempty"`
 	Remain  uint64 `msgpack:"remain,omitempty"` // where nanosleep writes the time left, when it is interrupted by a signal
 	Addr    uint64 `msgpack:"addr,omitempty"`   // struct pollfd[] or the futex word
@@ -72,7 +74,8 @@ func dumpRestart(t *object.Thread, native *arch.Arch) (Restart, error) {
 	case kernelview.RestartFutex:
 		shared, ok := v.Shared.Get()
 		r.Kind, r.Addr, r.Val, r.Bitset, r.Shared = RestartFutex, uint64(v.Uaddr), v.Val, v.Bitset, shared || !ok
-		if v.Clock == unix.CLOCK_REALTIME {
+		// A restart_syscall too has the arguments in their registers. FUTEX_WAIT takes a time, CLOCK_REALTIME or not.
+		if op := a.SyscallArg(t.Regs, 1) & futexCommand; op == futexWaitBitset || v.Clock == unix.CLOCK_REALTIME {
 			r.Clock, r.Expires = v.Clock, v.Expires
 		}
 		return r, nil
@@ -158,16 +161,27 @@ func (r *Restart) pollTime() int64 {
 	return min((r.Left+1e6-1)/1e6, 1<<31-1)
 }
 
+// Of futex(2), linux/futex.h.
+const (
+	futexWaitBitset = 9
+	futexPrivate    = 128
+	futexRealtime   = 256
+	futexCommand    = ^uint64(futexPrivate | futexRealtime)
+)
+
 // futex returns operation and absolute end of FUTEX_WAIT_BITSET, which serves for all: it alone takes a bitset.
 func (r *Restart) futex(monotonic int64) (op uint64, end int64) {
-	const waitBitset, private, realtime = 9, 128, 256
-	op, end = waitBitset, monotonic+r.Left
+	op, end = futexWaitBitset, monotonic+r.Left
 	if !r.Shared {
-		op |= private
+		op |= futexPrivate
 	}
-	if r.Expires != 0 { // CLOCK_REALTIME itself is 0, like no clock at all
-		op |= realtime
+	switch {
+	case r.Expires == 0:
+	case r.Clock == unix.CLOCK_REALTIME:
+		op |= futexRealtime
 		end = r.Expires
+	default:
+		end = min(end, r.Expires)
 	}
 	return op, end
 }

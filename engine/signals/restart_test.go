@@ -88,6 +88,9 @@ func TestRestartRoundTrip(t *testing.T) {
 		"poll without end":      {Kind: RestartPoll, Endless: true},
 		"futex":                 {Kind: RestartFutex, Addr: word, Left: hour, Bitset: math.MaxUint32},
 		"shared futex, one bit": {Kind: RestartFutex, Addr: word, Left: 2 * hour, Bitset: 4, Shared: true},
+		"futex until a moment":  {Kind: RestartFutex, Addr: word, Clock: unix.CLOCK_MONOTONIC, Left: hour, Expires: monotonic(t) + hour*3/4, Bitset: math.MaxUint32},
+		"futex until a moment of another boot": {Kind: RestartFutex, Addr: word, Clock: unix.CLOCK_MONOTONIC, Left: hour, Expires: monotonic(t) + 1000*hour,
+			Bitset: math.MaxUint32},
 		"futex until a time of day": {Kind: RestartFutex, Addr: word, Clock: unix.CLOCK_REALTIME, Left: hour, Expires: time.Now().UnixNano() + hour,
 			Bitset: math.MaxUint32},
 	} {
@@ -125,6 +128,17 @@ func TestRestartRoundTrip(t *testing.T) {
 			t.Errorf("%s: %v left of %v", name, time.Duration(have.Left), time.Duration(want.Left))
 		}
 		have.Left = want.Left
+		if want.Kind == RestartFutex && (want.Clock != unix.CLOCK_REALTIME || want.Expires == 0) {
+			// The registers here are those of the call that Issue made, which always waits until a moment.
+			end := monotonic(t) + want.Left
+			if want.Expires != 0 {
+				end = min(end, want.Expires)
+			}
+			if have.Clock != unix.CLOCK_MONOTONIC || have.Expires > end || have.Expires < end-hour/4 {
+				t.Errorf("%s: until %v of clock %d, want %v", name, time.Duration(have.Expires), have.Clock, time.Duration(end))
+			}
+			have.Clock, have.Expires = want.Clock, want.Expires
+		}
 		if have != want {
 			t.Errorf("%s:\n%+v, want\n%+v", name, have, want)
 		}
