@@ -9,15 +9,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 )
 
 // Scheduling is a thread's policy and where it may run (sched(7), ioprio_set(2)).
 type Scheduling struct {
-	Policy   uint32 `msgpack:"policy,omitempty"`
-	Flags    uint64 `msgpack:"flags,omitempty"` // SCHED_FLAG_*
-	Nice     int32  `msgpack:"nice,omitempty"`
+	Policy uint32 `msgpack:"policy,omitempty"`
+	Flags  uint64 `msgpack:"flags,omitempty"` // SCHED_FLAG_*
+	Nice   int32  `msgpack:"nice,omitempty"`
+	// IdleNice is what SCHED_IDLE was set with, less Nice: the kernel shows it as the priority in /proc/PID/stat only.
+	IdleNice int32  `msgpack:"idle_nice,omitempty"`
 	Priority uint32 `msgpack:"priority,omitempty"`
 	Runtime  uint64 `msgpack:"runtime,omitempty"` // ns; of SCHED_DEADLINE, else a custom slice
 	Deadline uint64 `msgpack:"deadline,omitempty"`
@@ -36,6 +39,15 @@ func DumpScheduling(t *object.Thread, online []byte) (Scheduling, error) {
 	}
 	if custom, known := t.View.CustomSlice.Get(); s.Policy != unix.SCHED_DEADLINE && !(known && custom) {
 		s.Runtime = 0 // the slice that everybody has
+	}
+	if s.Policy == unix.SCHED_IDLE {
+		st, err := procfs.ReadThreadStat(t.Process.PID, t.TID)
+		if err != nil {
+			return s, err
+		}
+		if nice := st.Priority - 20; nice >= -20 && nice <= 19 { // else it has the priority of somebody who waits for it
+			s.IdleNice = int32(nice) - s.Nice
+		}
 	}
 	// ioprio_get(2) makes a priority up from the nice value where none is set, so only the kernel view knows.
 	raw, known := t.View.Ioprio.Get()
@@ -77,6 +89,9 @@ func ReadScheduling(tid int, online []byte) (Scheduling, error) {
 
 // Check refuses what no kernel would show.
 func (s *Scheduling) Check() error {
+	if s.IdleNice != 0 && (s.Policy != unix.SCHED_IDLE || s.Nice+s.IdleNice < -20 || s.Nice+s.IdleNice > 19 || s.IdleNice > 39 || s.IdleNice < -39) {
+		return object.BadImagef("nice value %d for SCHED_IDLE", s.IdleNice)
+	}
 	if s.Nice < -20 || s.Nice > 19 || s.Priority > 99 || len(s.Affinity) > maxAffinity || s.Ioprio > 0xffff {
 		return object.BadImagef("nice value %d, priority %d, I/O priority %#x, %d bytes of affinity", s.Nice, s.Priority, s.Ioprio, len(s.Affinity))
 	}
@@ -136,7 +151,7 @@ func trim(mask []byte) []byte {
 // Differs says whether Apply has anything to do.
 func (s *Scheduling) Differs(have *Scheduling) bool {
 	return s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.Priority != have.Priority ||
-		s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin ||
+		s.IdleNice != have.IdleNice || s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin ||
 		s.UtilMax != have.UtilMax || string(s.Affinity) != string(have.Affinity)
 }
 
@@ -147,9 +162,9 @@ func (s *Scheduling) Apply(tid int, have *Scheduling) error {
 			return &object.Lacking{What: fmt.Sprintf("setting nice value %d", s.Nice), Err: err, Do: "a lower nice value needs CAP_SYS_NICE"}
 		}
 	}
-	if s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.Priority != have.Priority ||
+	if s.Policy != have.Policy || s.Flags != have.Flags || s.Nice != have.Nice || s.IdleNice != have.IdleNice || s.Priority != have.Priority ||
 		s.Runtime != have.Runtime || s.Deadline != have.Deadline || s.Period != have.Period || s.UtilMin != have.UtilMin || s.UtilMax != have.UtilMax {
-		a := sys.SchedAttr{Policy: s.Policy, Flags: s.Flags, Nice: s.Nice, Priority: s.Priority,
+		a := sys.SchedAttr{Policy: s.Policy, Flags: s.Flags, Nice: s.Nice + s.IdleNice, Priority: s.Priority,
 			Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period, Util_min: s.UtilMin, Util_max: s.UtilMax}
 		if err := sys.SchedSetattr(tid, a); err != nil {
 			return &object.Lacking{What: fmt.Sprintf("setting scheduling policy %d, nice %d, priority %d", s.Policy, s.Nice, s.Priority), Err: err,

@@ -215,11 +215,56 @@ static void undumpable(void)
 	CHECK_EQ(prctl(PR_GET_DUMPABLE), atoi(before), "PR_GET_DUMPABLE");
 }
 
+struct attr { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t runtime, deadline, period; uint32_t min, max; };
+
+static void policy_of(struct attr *a, char *priority)
+{
+	char text[1024], *p;
+	memset(a, 0, sizeof *a);
+	MUST(syscall(SYS_sched_getattr, 0, a, sizeof *a, 0));
+	slurp(text, sizeof text, "/proc/self/stat");
+	p = strrchr(text, ')');
+	for (int i = 0; i < 16 && p; i++)
+		p = strchr(p + 1, ' ');
+	snprintf(priority, 32, "%.*s", p ? (int)strcspn(p + 1, " ") : 0, p ? p + 1 : "");
+}
+
+/* each policy, where the machine lets it have it */
+static void policies(void)
+{
+	struct attr all[] = {
+		{ .policy = SCHED_DEADLINE, .runtime = 5000000, .deadline = 50000000, .period = 100000000 }, { .policy = SCHED_FIFO, .priority = 7, .flags = 1 },
+		{ .policy = SCHED_IDLE, .nice = 5 }, { .policy = SCHED_OTHER, .nice = 3, .runtime = 2000000 }, { .policy = SCHED_BATCH, .nice = 9, .flags = 1 } };
+	enum { N = sizeof all / sizeof *all };
+	pid_t pid[N];
+	for (int i = 0; i < N; i++) {
+		pid[i] = MUST(fork());
+		if (pid[i])
+			continue;
+		struct attr before, after;
+		char was[32], is[32];
+		all[i].size = sizeof all[i];
+		syscall(SYS_sched_setattr, 0, &all[i], 0);
+		policy_of(&before, was);
+		fx_up();
+		fx_wait_check();
+		policy_of(&after, is);
+		CHECK(!memcmp(&before, &after, sizeof before), "policy %u is policy %u, nice %d, priority %u, %lu %lu %lu, flags %lx, was nice %d, priority %u, %lu %lu %lu, flags %lx", before.policy, after.policy, after.nice,
+			after.priority, after.runtime, after.deadline, after.period, after.flags, before.nice, before.priority, before.runtime, before.deadline, before.period, before.flags);
+		CHECK(!strcmp(is, was), "priority of policy %u in stat: %s, was %s", before.policy, is, was);
+		_exit(0);
+	}
+	fx_up();
+	fx_wait_check();
+	for (int i = 0; i < N; i++)
+		fx_reap_ok(pid[i]);
+}
+
 int main(int argc, char **argv)
 {
 	fx_init(argc, argv);
 	fx_append("up", "", 0);
-	void (*how[])(void) = { dispatch, inclusive, login, autogroup, sharing, named, emptied, space, table, undumpable };
+	void (*how[])(void) = { dispatch, inclusive, login, autogroup, sharing, named, emptied, space, table, undumpable, policies };
 	enum { N = sizeof how / sizeof *how };
 	pid_t pid[N];
 	for (int i = 0; i < N; i++) {
@@ -229,7 +274,7 @@ int main(int argc, char **argv)
 			_exit(0);
 		}
 	}
-	fx_await_up(N + 2); /* two of them have a child */
+	fx_await_up(N + 2 + 5); /* two of them have a child, one has five */
 	fx_ready();
 	fx_wait_check();
 	for (int i = 0; i < N; i++)
