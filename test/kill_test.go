@@ -238,13 +238,13 @@ func testKilledRestore(t *testing.T, frozen bool) {
 			j.MustSh("cr-thaw < ticket")
 		}
 		goesOn(t, j, round)
-		j.DumpKill("cr-dump --kill $PID > image.cr; rm ticket")
+		j.DumpKill("cr-dump --kill $PID > image.cr; rm -f ticket")
 	}
 	begin := time.Now()
 	j.RestoreSh("cr-restore < image.cr > ticket")
 	k := &killer{t: t, j: j, rnd: seeded(t), whole: time.Since(begin), met: map[string]int{}}
 	goesOn(t, j, -2)
-	j.DumpKill("cr-dump --kill $PID > image.cr; rm ticket")
+	j.DumpKill("cr-dump --kill $PID > image.cr; rm -f ticket")
 	outcome := map[string]int{}
 	for k.more() {
 		who, err := k.strike(restore())
