@@ -2,6 +2,7 @@ package kernelview
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -278,7 +279,8 @@ func lockedKB(st *procfs.Status) string {
 }
 
 // futureLocks tells mlockall(MCL_FUTURE), for which there is no getter, by what it does to the mapping that the visit has
-// just made: it is locked, which VmLck shows, and with MCL_ONFAULT it has a flag that smaps prints as "??".
+// just made: it is locked, which VmLck shows, and unless MCL_ONFAULT was given its pages are there although nobody has touched
+// them.
 func futureLocks(mm *AddressSpace, tid int, at arch.Addr, before string) error {
 	st, err := procfs.ReadStatus(tid)
 	if err != nil {
@@ -294,11 +296,32 @@ func futureLocks(mm *AddressSpace, tid int, at arch.Addr, before string) error {
 	}
 	for i := range list {
 		if v := &list[i]; at >= v.Start && at < v.End {
-			mm.LockFuture, mm.LockOnFault = Is(v.Flags.Has("lo")), Is(v.Flags.Has("lo") && v.Flags.Has("??"))
+			there, err := present(tid, at+untouchedPage)
+			if err != nil {
+				return err
+			}
+			mm.LockFuture, mm.LockOnFault = Is(v.Flags.Has("lo")), Is(v.Flags.Has("lo") && !there)
 			return nil
 		}
 	}
 	return fmt.Errorf("looking for locked memory: no mapping at %v", at)
+}
+
+// untouchedPage is the offset of a page in the room of a visit that nothing has been written to when the visit begins.
+const untouchedPage = 0x6000
+
+// present says whether there is a page at an address (/proc/PID/pagemap: bit 63, or swapped out, bit 62).
+func present(tid int, at arch.Addr) (bool, error) {
+	f, err := os.Open(procfs.Path(tid, "pagemap"))
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var b [8]byte
+	if _, err := f.ReadAt(b[:], int64(uint64(at)/uint64(os.Getpagesize())*8)); err != nil {
+		return false, fmt.Errorf("reading pagemap: %w", err)
+	}
+	return binary.NativeEndian.Uint64(b[:])>>62 != 0, nil
 }
 
 // askActions adds the calls that tell the signal actions; the function fills them in.
