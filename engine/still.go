@@ -202,10 +202,14 @@ func (h *treeHold) stoodStill() error {
 	if !h.Detached() {
 		return nil // ptrace stops hold them
 	}
-	changed, err := h.compare()
-	if err != nil || !changed {
+	changed, refrozen, err := h.compare()
+	if err != nil || !changed || refrozen == sameFreeze {
 		return err
 	}
+	if refrozen == otherFreeze {
+		return ran("its cgroup was thawed")
+	}
+	// An older kernel says only that there was news of the cgroup, which may be that of our own freeze, told late.
 	stirred, err := h.Stirred()
 	if err != nil {
 		return err
@@ -213,19 +217,30 @@ func (h *treeHold) stoodStill() error {
 	if stirred {
 		return ran("its cgroup was thawed")
 	}
-	_, err = h.compare()
+	_, _, err = h.compare()
 	return err
 }
 
-// compare says whether a thread was on a processor; one that has changed otherwise is an error.
-func (h *treeHold) compare() (changed bool, err error) {
+// What is known of the freeze of a thread that was on a processor.
+type freezeNews int
+
+const (
+	unknownFreeze freezeNews = iota
+	sameFreeze               // its cgroup has not been thawed since
+	otherFreeze
+)
+
+// compare says whether a thread was on a processor, and what is known of the freeze of those; one that has changed otherwise is an
+// error.
+func (h *treeHold) compare() (changed bool, news freezeNews, err error) {
 	now, err := h.view.Marks(h.tids)
 	if errors.Is(err, unix.ESRCH) {
-		return false, ran("a task of it has ended")
+		return false, 0, ran("a task of it has ended")
 	}
 	if err != nil {
-		return false, fmt.Errorf("making sure that nothing ran: %w", err)
+		return false, 0, fmt.Errorf("making sure that nothing ran: %w", err)
 	}
+	news = sameFreeze
 	for i := range now {
 		was, is := h.marks[i], now[i]
 		if was == is {
@@ -235,15 +250,21 @@ func (h *treeHold) compare() (changed bool, err error) {
 		name := fmt.Sprintf("pid %d (%s)", h.tids[i], st.Comm)
 		switch {
 		case is.Dead:
-			return false, ran(name + " has ended")
+			return false, 0, ran(name + " has ended")
 		case was.Group != is.Group:
-			return false, ran(name + " was moved to another cgroup")
+			return false, 0, ran(name + " was moved to another cgroup")
 		case !is.Known, !is.Frozen, was.Regs != is.Regs, was.Traced != is.Traced:
-			return false, ran(name + " was let run")
+			return false, 0, ran(name + " was let run")
 		}
 		changed = true
+		switch {
+		case !was.FrozenSince.Known || !is.FrozenSince.Known || was.FrozenSince.V == 0:
+			news = min(news, unknownFreeze)
+		case was.FrozenSince != is.FrozenSince:
+			return true, otherFreeze, nil
+		}
 	}
-	return changed, nil
+	return changed, news, nil
 }
 
 // ran is the error of a tree that did not stand still.

@@ -278,6 +278,10 @@ func (v *bpfView) Marks(tids []int) ([]Mark, error) {
 		return nil, err
 	}
 	l := v.l
+	since, err := v.frozenSince(raws)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]Mark, len(tids))
 	for i := range raws {
 		b := raws[i].task
@@ -291,8 +295,37 @@ func (v *bpfView) Marks(tids []int) ([]Mark, error) {
 		out[i] = Mark{
 			Switches: voluntary + forced, Runtime: runtime, Group: v.id(groups), Frozen: frozen != 0,
 			Traced: traced != 0, Dead: exit != 0, Regs: maphash.Bytes(markSeed, raws[i].frame),
-			Known: ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7 && raws[i].frame != nil && v.still(b),
+			Known:       ok1 && ok2 && ok3 && ok4 && ok5 && ok6 && ok7 && raws[i].frame != nil && v.still(b),
+			FrozenSince: since[groups],
 		}
+	}
+	return out, nil
+}
+
+// frozenSince reads when the cgroups of tasks were frozen, by the address of the css_set.
+func (v *bpfView) frozenSince(raws []rawTask) (map[uint64]Maybe[uint64], error) {
+	l := v.l
+	if !l.has(fCSSCgroup) || !l.has(fCgroupFrozen) {
+		return nil, nil
+	}
+	var sets []uint64
+	for i := range raws {
+		if a, ok := l.uint(raws[i].task, fTCgroups); ok {
+			sets = append(sets, a)
+		}
+	}
+	heads, err := v.gatherMap(sets, l.span["css_set"])
+	if err != nil {
+		return nil, err
+	}
+	groups, err := v.gatherMap(v.follow(heads, fCSSCgroup), l.span["cgroup"])
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[uint64]Maybe[uint64], len(heads))
+	for a, b := range heads {
+		g, _ := l.uint(b, fCSSCgroup)
+		out[a] = num[uint64](l, groups[g], fCgroupFrozen)
 	}
 	return out, nil
 }

@@ -179,6 +179,8 @@ var (
 	fTResetOnFork  = want("task_struct.sched_reset_on_fork")
 	fTRestoreMask  = want("task_struct.restore_sigmask")
 	fTFrozen       = want("task_struct.frozen")
+	fCSSCgroup     = want("css_set.dfl_cgrp")
+	fCgroupFrozen  = want("cgroup.freezer.freeze_start_nsec")
 	fTAtomicFlags  = want("task_struct.atomic_flags")
 	fTPid          = want("task_struct.pid")
 	fTTgid         = want("task_struct.tgid")

@@ -84,7 +84,7 @@ func TestOpenUnprivileged(t *testing.T) {
 			done <- e
 			return
 		}
-		v, err := Open(Options{NoCache: true})
+		v, err := openBPF(Options{NoCache: true})
 		if v != nil {
 			_ = v.Close()
 		}
@@ -92,7 +92,7 @@ func TestOpenUnprivileged(t *testing.T) {
 	}()
 	var missing *MissingError
 	if err := <-done; !errors.As(err, &missing) || !errors.Is(err, unix.EPERM) || missing.Hint() == "" || looksLikeAddress(err.Error()) {
-		t.Errorf("Open says %v", err)
+		t.Errorf("opening the BPF source says %v", err)
 	}
 }
 

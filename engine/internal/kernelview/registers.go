@@ -87,4 +87,8 @@ type Mark struct {
 	Traced   bool   // a tracer is attached
 	Dead     bool
 	Known    bool // all of these could be read
+
+	// FrozenSince is when its cgroup was frozen, in ns of CLOCK_MONOTONIC: another
+	// value is that of another freeze. Kernels before 6.18 do not keep it.
+	FrozenSince Maybe[uint64]
 }

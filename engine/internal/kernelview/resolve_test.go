@@ -22,6 +22,10 @@ var mayMiss = []string{
 	"signal_struct.timer_create_restore_ids", // since 6.15
 	"epitem.dying",                           // since 6.4
 	"vm_area_struct.anon_name",               // with CONFIG_ANON_VMA_NAME
+	"file_lock.fl_list",                      // until 6.8
+	"file_lock.fl_owner",                     // until 6.8
+	"pipe_inode_info.watch_queue",            // with CONFIG_WATCH_QUEUE
+	"cgroup.freezer.freeze_start_nsec",       // since 6.18
 }
 
 // TestResolveKernels resolves all fields in the running kernel's BTF, and in
