@@ -72,11 +72,11 @@ func gone(err error) bool {
 }
 
 // tail finds the room behind the vdso of a process.
-func (v *Visitor) tail(pid int) (*visitTail, error) {
+func (v *Visitor) tail(pid, tid int) (*visitTail, error) {
 	if t := v.tails[pid]; t != nil {
 		return t, nil
 	}
-	maps, err := procfs.ReadMaps(pid)
+	maps, err := procfs.ReadMaps(tid) // a leader that has ended has none
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (v *Visitor) tail(pid int) (*visitTail, error) {
 		if m.Path != v.a.VDSO.Code {
 			continue
 		}
-		mem, err := os.OpenFile(procfs.Path(pid, "mem"), os.O_RDWR, 0)
+		mem, err := os.OpenFile(procfs.Path(tid, "mem"), os.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +176,7 @@ const (
 // Visit has thread tid of process pid, which is in a ptrace stop, execute system calls, as f says, and brings it back to where
 // it was, into the same stop.
 func (v *Visitor) Visit(pid, tid int, f func(*Visit) error) error {
-	t, err := v.tail(pid)
+	t, err := v.tail(pid, tid)
 	if err != nil {
 		return err
 	}
