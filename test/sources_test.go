@@ -94,7 +94,6 @@ var refusedClassically = map[string]bool{
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"inodes":     true, // whether a file of O_TMPFILE may be linked
 	"attributes": true, // the default timer slack of a real-time thread
-	"inodes":     true, // O_EXCL of O_TMPFILE
 	"seccomp":    true, // cannot be asked
 	"taskstate":  true, // cannot be asked
 }
