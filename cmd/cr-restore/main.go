@@ -38,12 +38,12 @@ func (c *restore) Run(app *cli.App) error {
 	case c.DryRun && (c.Wait || c.Frozen || c.PIDFile != ""):
 		return cli.UsageError("--dry-run makes nothing: --wait, --frozen and --pid-file have no place beside it", "")
 	}
-	inner := adoptInner()
+	inner := engine.AdoptInner()
 	switch {
 	case c.UserNS && inner == nil:
 		return c.runOuter(app)
 	case inner != nil:
-		if err := inner.prepare(); err != nil {
+		if err := inner.Prepare(); err != nil {
 			return err
 		}
 	}
@@ -87,7 +87,7 @@ func (c *restore) Run(app *cli.App) error {
 		o.Plan = out
 	}
 	if inner != nil {
-		o.Groups = inner.groups
+		o.Groups = inner.Groups
 	}
 	made, err := engine.Restore(app.Context, in, o)
 	if err != nil || c.DryRun {
@@ -101,13 +101,13 @@ func (c *restore) Run(app *cli.App) error {
 		return err
 	}
 	if inner != nil {
-		if err := inner.done(made.Root); err != nil {
+		if err := inner.Done(made.Root); err != nil {
 			return err // and the tree ends with its init
 		}
 	}
 	switch {
 	case !c.Wait && inner != nil:
-		return inner.stay()
+		return inner.Stay()
 	case !c.Wait:
 		return nil
 	}
@@ -116,6 +116,34 @@ func (c *restore) Run(app *cli.App) error {
 	}
 	status, err := cli.WaitFor(made.Root)
 	if err != nil {
+		return err
+	}
+	return cli.ExitWith(status)
+}
+
+// runOuter has another cr-restore make the tree in a new user and pid namespace.
+func (c *restore) runOuter(app *cli.App) error {
+	if c.Frozen {
+		return cli.UsageError("--userns and --frozen exclude each other: a ticket means nothing outside of the new pid namespace", "")
+	}
+	if c.Output != "" && !c.DryRun {
+		return cli.UsageError("--userns writes no ticket: it would mean nothing outside of the new pid namespace", "use --pid-file")
+	}
+	var tellPID func(int) error
+	if c.PIDFile != "" {
+		tellPID = func(pid int) error {
+			file, err := app.Output(c.PIDFile, cli.Public)
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintln(file, pid); err != nil {
+				return err
+			}
+			return file.Commit()
+		}
+	}
+	status, err := engine.RunInner(c.Wait, tellPID)
+	if err != nil || status == 0 {
 		return err
 	}
 	return cli.ExitWith(status)

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,7 @@ func compareWithPtrace(t *testing.T, v *bpfView, c *child) *Registers {
 	if err := c.stop(); err != nil {
 		t.Fatal(err)
 	}
+	awaitStill(t, v, c.pid())
 	all, err := v.Registers([]int{c.pid()})
 	if err != nil {
 		t.Fatal(err)
@@ -79,6 +81,17 @@ func compareWithPtrace(t *testing.T, v *bpfView, c *child) *Registers {
 	return k
 }
 
+// awaitStill waits until a thread that has been told to stop is off its processor.
+func awaitStill(t *testing.T, v *bpfView, tid int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if m, err := v.Marks([]int{tid}); err == nil && m[0].Known {
+			return
+		}
+	}
+	t.Fatal("it does not come to rest")
+}
+
 // In every kind of call, and with an FPU that was used by instructions of the
 // child's own, the view says what ptrace says.
 func TestRegistersAreThoseOfPtrace(t *testing.T) {
@@ -109,6 +122,9 @@ func TestRegistersAreThoseOfPtrace(t *testing.T) {
 			one.begin(c)
 			waitState(t, c.pid(), "S")
 			k := compareWithPtrace(t, v, c)
+			if t.Failed() {
+				return
+			}
 			if ax := int64(binary.LittleEndian.Uint64(k.PRStatus.V[10*8:])); ax != one.result {
 				t.Errorf("result register %d, want %d", ax, one.result)
 			}

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"errors"
@@ -12,11 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crpipe/cmd/internal/cli"
 	"crpipe/engine/object"
 )
 
-// With --userns cr-restore starts itself again as init of a new user, pid and mount namespace, in which it may choose pids. That
+// With --userns (UserNS) cr-restore starts itself again as init of a new user, pid and mount namespace, in which it may choose pids. That
 // process, the inner one, restores the tree, tells the outer one through a pipe, and stays as long as any of its tasks does: a pid
 // namespace ends with its init.
 
@@ -24,15 +23,16 @@ import (
 // groups of the outer one, which have no numbers inside.
 const innerMark = "CRPIPE_RESTORE_INNER"
 
-// inner is what the inner cr-restore knows of the outer one; nil in any other.
-type inner struct {
+// An Inner is what the inner cr-restore knows of the outer one; nil in any other.
+type Inner struct {
+	Groups []uint32 // the supplementary groups of the outer one
+
 	report *os.File
-	groups []uint32
 	told   atomic.Bool
 }
 
-// adoptInner makes this process the inner one if it was started as one.
-func adoptInner() *inner {
+// AdoptInner makes this process the inner one if it was started as one.
+func AdoptInner() *Inner {
 	mark, ok := os.LookupEnv(innerMark)
 	_ = os.Unsetenv(innerMark)
 	if !ok || os.Getpid() != 1 {
@@ -47,13 +47,13 @@ func adoptInner() *inner {
 		numbers = append(numbers, uint32(n))
 	}
 	unix.CloseOnExec(int(numbers[0]))
-	in := &inner{report: os.NewFile(uintptr(numbers[0]), "report"), groups: numbers[1:]}
+	in := &Inner{report: os.NewFile(uintptr(numbers[0]), "report"), Groups: numbers[1:]}
 	go in.watch(int32(numbers[0]))
 	return in
 }
 
 // watch ends this process, and with it all in its namespace, when the outer one dies before the tree runs.
-func (in *inner) watch(fd int32) {
+func (in *Inner) watch(fd int32) {
 	poll := []unix.PollFd{{Fd: fd}} // for the error that a pipe is in when nobody can read it
 	for {
 		_, err := unix.Poll(poll, -1)
@@ -66,8 +66,8 @@ func (in *inner) watch(fd int32) {
 	}
 }
 
-// prepare gives the namespace a /proc of its own.
-func (in *inner) prepare() error {
+// Prepare gives the namespace a /proc of its own.
+func (in *Inner) Prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("making the mounts of the new namespace its own: %w", err)
 	}
@@ -78,15 +78,15 @@ func (in *inner) prepare() error {
 	return nil
 }
 
-// done tells the outer process that the tree runs, and lets it end without taking the tree along.
-func (in *inner) done(root int) error {
+// Done tells the outer process that the tree runs, and lets it end without taking the tree along.
+func (in *Inner) Done(root int) error {
 	in.told.Store(true)
 	_, err := fmt.Fprintln(in.report, root)
 	return err // it stays open: its watcher waits on it
 }
 
-// stay is the rest of the life of the inner process: it keeps nothing open, and reaps until nobody is left.
-func (in *inner) stay() error {
+// Stay is the rest of the life of the inner process: it keeps nothing open, and reaps until nobody is left.
+func (in *Inner) Stay() error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -105,29 +105,24 @@ func (in *inner) stay() error {
 	}
 }
 
-// runOuter starts the inner process with the same arguments and descriptors, and ends as it does: at once when the tree runs, or with
-// --wait when the tree has ended.
-func (c *restore) runOuter(app *cli.App) error {
-	if c.Frozen {
-		return cli.UsageError("--userns and --frozen exclude each other: a ticket means nothing outside of the new pid namespace", "")
-	}
-	if c.Output != "" && !c.DryRun {
-		return cli.UsageError("--userns writes no ticket: it would mean nothing outside of the new pid namespace", "use --pid-file")
-	}
+// RunInner starts the inner process with the same arguments and descriptors, and returns its exit status: at once when the tree runs,
+// or with wait when the tree has ended. pid, when not nil, is told the number by which the root process is known out here; its error
+// ends the tree.
+func RunInner(wait bool, pid func(int) error) (status int, err error) {
 	read, write, err := os.Pipe()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer read.Close()
 	const high = 300 // above what the user may have given to inherited descriptors
 	fd, err := unix.FcntlInt(write.Fd(), unix.F_DUPFD, high)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	_ = write.Close() // fd is the same
 	groups, err := os.Getgroups()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	mark := strconv.Itoa(fd)
 	for _, g := range groups {
@@ -145,7 +140,7 @@ func (c *restore) runOuter(app *cli.App) error {
 	})
 	_ = unix.Close(fd) // the inner process has it
 	if err != nil {
-		return &object.Lacking{What: "making a user namespace", Err: err,
+		return 0, &object.Lacking{What: "making a user namespace", Err: err,
 			Do: "this machine does not allow it to ordinary users (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone): run cr-restore with CAP_CHECKPOINT_RESTORE or as root"}
 	}
 	passOn := make(chan os.Signal, 8)
@@ -157,39 +152,35 @@ func (c *restore) runOuter(app *cli.App) error {
 	}()
 	var root int
 	if _, err := fmt.Fscanln(read, &root); err == nil {
-		if c.PIDFile != "" {
-			if err := c.writeOuterPID(app, child.Pid, root); err != nil {
+		if pid != nil {
+			outer, err := outerPID(child.Pid, root)
+			if err == nil {
+				err = pid(outer)
+			}
+			if err != nil {
 				_ = child.Kill() // and all with it: a status that says failed promises that nothing was made
-				return err
+				return 0, err
 			}
 		}
-		if !c.Wait {
-			return nil
+		if !wait {
+			return 0, nil
 		}
 	}
 	state, err := child.Wait()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	status := state.Sys().(syscall.WaitStatus) //nolint:forcetypeassert // of a process on Linux
-	if status.Signaled() {
-		return cli.ExitWith(128 + int(status.Signal()))
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
 	}
-	if status.ExitStatus() == 0 {
-		return nil
-	}
-	return cli.ExitWith(status.ExitStatus())
+	return state.ExitCode(), nil
 }
 
-// writeOuterPID writes the number by which the root process is known out here.
-func (c *restore) writeOuterPID(app *cli.App, init, root int) error {
-	file, err := app.Output(c.PIDFile, cli.Public)
-	if err != nil {
-		return err
-	}
+// outerPID finds the number by which the root process is known out here.
+func outerPID(init, root int) (int, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", init, init))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, pid := range strings.Fields(string(b)) {
 		status, err := os.ReadFile("/proc/" + pid + "/status")
@@ -198,14 +189,11 @@ func (c *restore) writeOuterPID(app *cli.App, init, root int) error {
 		}
 		for line := range strings.Lines(string(status)) {
 			if f := strings.Fields(line); len(f) > 1 && f[0] == "NSpid:" && f[len(f)-1] == strconv.Itoa(root) {
-				if _, err := fmt.Fprintln(file, pid); err != nil {
-					return err
-				}
-				return file.Commit()
+				return strconv.Atoi(pid)
 			}
 		}
 	}
-	return fmt.Errorf("looking for process %d of the new pid namespace: it has ended", root)
+	return 0, fmt.Errorf("looking for process %d of the new pid namespace: it has ended", root)
 }
 
 // allCapabilities are those that this kernel knows.
