@@ -288,16 +288,12 @@ func strange(dir string) error {
 		return int(r), errno == 0
 	}
 	var made []string
-	var open []*os.File // or their finalizers close them
 	try := func(name string, pages, prot, flags, fd int) uintptr {
 		at, err := mm(pages, prot, flags, fd, 0)
 		if err == nil {
 			made = append(made, name)
 		}
 		return at
-	}
-	if mem, err := unix.MemfdCreate("mine", 0); err == nil && unix.Ftruncate(mem, page) == nil {
-		try("memfd", 1, rw, unix.MAP_SHARED, mem)
 	}
 	if secret, ok := fd(memfdSecret); ok && unix.Ftruncate(secret, page) == nil {
 		try("secret", 1, rw, unix.MAP_SHARED, secret)
@@ -318,29 +314,14 @@ func strange(dir string) error {
 	if _, ok := fd(unix.SYS_IO_SETUP, 4, uintptr(zeroed(8))); ok {
 		made = append(made, "io_setup")
 	}
-	gone := filepath.Join(dir, "shared")
-	if f, err := os.Create(gone); err == nil && f.Truncate(page) == nil {
-		try("shared mapping of a deleted file", 1, rw, unix.MAP_SHARED, int(f.Fd()))
-		_ = f.Close()
-		_ = os.Remove(gone)
-	}
-	held := filepath.Join(dir, "held")
-	if f, err := os.Create(held); err == nil && f.Truncate(page) == nil {
-		open = append(open, f)
-		try("deleted file that is also open", 1, unix.PROT_READ, unix.MAP_PRIVATE, int(f.Fd()))
-		_ = os.Remove(held)
-	}
 	twice := filepath.Join(dir, "twice")
 	if f, err := os.Create(twice); err == nil && f.Truncate(page) == nil && os.Link(twice, twice+"2") == nil {
 		try("not found by its name", 1, unix.PROT_READ, unix.MAP_PRIVATE, int(f.Fd()))
 		_ = os.Remove(twice)
 	}
 	fmt.Println(strings.Join(made, ","))
-	heldFiles = open
 	return nil
 }
-
-var heldFiles []*os.File
 
 // userfault registers a mapping with userfaultfd(2), or prints why it cannot.
 func userfault() error {

@@ -43,6 +43,7 @@ type objectKey struct {
 	major, minor uint32
 	inode        uint64
 	path         string
+	write        bool // shared, and open for writing
 }
 
 // Dump adds the address space of p and whatever it refers to, and sets p.MM. Everything in it that cannot be kept is
@@ -266,7 +267,7 @@ func unasked(areas []Area, huge []Range) (out []Range) {
 
 // object returns what a mapping shows, looking at each object once a process.
 func (m *mmDump) object(v *procfs.SmapsVMA) (mapped, error) {
-	key := objectKey{v.Major, v.Minor, v.Inode, v.Path}
+	key := objectKey{v.Major, v.Minor, v.Inode, v.Path, v.Prot&procfs.ProtShared != 0 && v.Flags.Has("mw")}
 	if of, ok := m.objects[key]; ok {
 		return of, nil
 	}

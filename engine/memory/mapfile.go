@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/files"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -49,6 +50,7 @@ type fileKey struct {
 type mapped struct {
 	ref     stream.Ref
 	shm     bool
+	open    bool // an open file
 	deleted bool
 }
 
@@ -106,8 +108,10 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 		return mapped{}, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
 	case name == "/secretmem":
 		return mapped{}, object.Unsupportedf("secret memory (memfd_secret) cannot be checkpointed")
+	case strings.HasPrefix(name, "/memfd:") && v != nil:
+		return m.openFile(path, v)
 	case strings.HasPrefix(name, "/memfd:"):
-		return mapped{}, object.Unsupportedf("a mapped memfd cannot be checkpointed")
+		return mapped{}, object.Unsupportedf("a memfd as its executable cannot be checkpointed")
 	}
 	internal, err := shmDevice()
 	if err != nil {
@@ -138,16 +142,28 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 	if name == link {
 		return mapped{}, object.Unsupportedf("the file has no name that can be found")
 	}
-	if err := m.heldOpen(&st); err != nil {
+	also, err := m.alsoHeld(&st)
+	if err != nil {
 		return mapped{}, err
+	}
+	switch {
+	case also != "" && v == nil:
+		return mapped{}, object.Unsupportedf("a deleted executable that is also %s cannot be checkpointed", also)
+	case also != "":
+		return m.openFile(path, v)
 	}
 	f.Path, f.Deleted, f.Mode, f.UID, f.GID = name, true, st.Mode&0o7777, st.Uid, st.Gid
 	return m.addFile(fileKey{st.Dev, st.Ino, link}, f, path)
 }
 
-// heldOpen refuses a deleted file that a descriptor of the tree leads to as well. The descriptor's record makes a file of its
-// own at restore, and what is written through it would not be seen in the mapping any more.
-func (m *mmDump) heldOpen(st *unix.Stat_t) error {
+// openFile dumps a mapped file as an open one, on an inode that descriptors and other mappings may have too.
+func (m *mmDump) openFile(path string, v *procfs.SmapsVMA) (mapped, error) {
+	ref, err := files.Mapped(m.d, m.p, path, v.Prot&procfs.ProtShared != 0 && v.Flags.Has("mw"))
+	return mapped{ref: ref, open: true}, err
+}
+
+// alsoHeld says who else in the tree sees what is written to a deleted file, or writes to it: a descriptor or a shared mapping; "" for nobody.
+func (m *mmDump) alsoHeld(st *unix.Stat_t) (string, error) {
 	for _, p := range m.d.Processes {
 		if p.Zombie {
 			continue
@@ -155,16 +171,25 @@ func (m *mmDump) heldOpen(st *unix.Stat_t) error {
 		dir := procfs.Path(p.Leader().TID, "fd")
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			return err
+			return "", err
 		}
 		for _, e := range entries {
 			var at unix.Stat_t
 			if unix.Stat(dir+"/"+e.Name(), &at) == nil && at.Dev == st.Dev && at.Ino == st.Ino {
-				return object.Unsupportedf("a deleted file that is also open (descriptor %s of pid %d) cannot be checkpointed", e.Name(), p.PID)
+				return fmt.Sprintf("open (descriptor %s of pid %d)", e.Name(), p.PID), nil
+			}
+		}
+		maps, err := procfs.ReadMaps(p.Leader().TID)
+		if err != nil {
+			return "", err
+		}
+		for i := range maps {
+			if v := &maps[i]; v.Prot&procfs.ProtShared != 0 && v.Inode == st.Ino && strings.HasSuffix(v.Path, deletedSuffix) {
+				return fmt.Sprintf("mapped shared (at %s of pid %d)", span(v.Start, v.End), p.PID), nil
 			}
 		}
 	}
-	return nil
+	return "", nil
 }
 
 func (m *mmDump) addFile(key fileKey, f *File, path string) (mapped, error) {

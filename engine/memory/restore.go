@@ -140,6 +140,8 @@ func (v *area) descriptor(r *object.Restorer) (int, error) {
 			return h.shared, nil
 		}
 		return h.fd, nil
+	case v.open:
+		return r.File(v.of)
 	case v.shm != nil:
 		h, err := object.Recall[shmHandle](r, v.of)
 		if err != nil {
@@ -257,7 +259,7 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 			how = mlockOnFault
 		}
 		c := b.Call(nr.Mlock2, v.start, v.size(), how).Note("mapping %s", span(v.start, v.end))
-		if v.prot == unix.PROT_NONE || v.file != nil || len(s.MM.Guards) > 0 {
+		if v.prot == unix.PROT_NONE || v.file != nil || v.open || len(s.MM.Guards) > 0 {
 			c.Allow(unix.ENOMEM) // it is locked all the same; pages that nobody can reach are not brought in, nor those behind the end of a file
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/files"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -37,7 +38,8 @@ type area struct {
 	flags      flag
 	of         stream.Ref
 	file       *File // at most one of
-	shm        *Shm  // these two
+	shm        *Shm  // these
+	open       bool  // three: of is an open file
 	offset     uint64
 	pageSize   uint64 // of flagHugeTLB
 	name       string
@@ -198,6 +200,8 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 		v.file, err = object.State[File](plan, in.Of)
 	case string(TypeShm):
 		v.shm, err = object.State[Shm](plan, in.Of)
+	case "file":
+		v.open, err = true, files.Mappable(plan, in.Of)
 	default:
 		err = fmt.Errorf("it shows an object of class %q", in.Of.Class)
 	}
@@ -227,9 +231,9 @@ func (v *area) check() error {
 		return fmt.Errorf("a private mapping of shared memory")
 	case v.file != nil && v.shared && (v.file.Deleted || v.file.Zero):
 		return fmt.Errorf("a shared mapping of a deleted file or of a device")
-	case has(flagMayWrite) && (v.file == nil || !v.shared):
+	case has(flagMayWrite) && (v.file == nil && !v.open || !v.shared):
 		return fmt.Errorf("the flag mw, which is only for shared mappings of files")
-	case v.file != nil && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
+	case (v.file != nil || v.open) && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
 		return fmt.Errorf("it is writable and shows a file that is not")
 	case has(flagGrowsDown|flagDroppable|flagWipeOnFork) && !private:
 		return fmt.Errorf("the flags %v, which are only for private anonymous memory", v.flags)

@@ -82,7 +82,7 @@ func (s *sample) plan(t testing.TB) *object.Plan {
 	const mmID = 5
 	err = errors.Join(
 		w.Put(TypeFile, 1, s.file, nil), w.Put(TypeFile, 2, s.gone, nil), w.Put(TypeShm, 3, s.shm, nil),
-		w.Put(TypeVDSO, 4, s.vdso, nil), w.Put(TypeMM, mmID, s.mm, nil))
+		w.Put(TypeVDSO, 4, s.vdso, nil), w.Put(TypeMM, mmID, s.mm, nil), w.Put("file.eventfd", 6, &otherFile{}, nil))
 	for _, a := range s.areas {
 		if a.MM.IsZero() {
 			a.MM = stream.Ref{ID: mmID, Class: "mm"}
@@ -96,12 +96,15 @@ func (s *sample) plan(t testing.TB) *object.Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, _, err := object.ReadPlan(r, Kinds())
+	plan, _, err := object.ReadPlan(r, append(Kinds(), object.NewKind[otherFile]("file.eventfd", nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return plan
 }
+
+// otherFile stands for an open file that has no memory.
+type otherFile struct{}
 
 func amd64(t testing.TB) *arch.Arch {
 	t.Helper()
@@ -170,6 +173,7 @@ func TestHostileSpaces(t *testing.T) {
 		{"growing droppable", func(s *sample) { area(s, 2).Flags = "gd dp" }, "exclude"},
 		{"locked on fault only", func(s *sample) { area(s, 2).Flags = "lf" }, "exclude"},
 		{"huge and not", func(s *sample) { area(s, 2).Flags = "hg nh" }, "exclude"},
+		{"of a file that has no memory", func(s *sample) { area(s, 2).Of = stream.Ref{ID: 6, Class: "file"} }, "a mapping of a file.eventfd"},
 		{"of an mm", func(s *sample) { area(s, 2).Of = stream.Ref{ID: 5, Class: "mm"} }, `class "mm"`},
 		{"name of a file", func(s *sample) { area(s, 0).Name = "[anon:x]" }, "name"},
 		{"name without end", func(s *sample) { area(s, 2).Name = "[anon:x" }, "name"},
