@@ -29,7 +29,8 @@ func run(t *testing.T, tids []int) uint64 {
 	return sum
 }
 
-// TestDumpRunsNothingInTarget: by the kernel's own count a dump by root makes its target execute no system call, take no signal and no page fault. The
+// TestDumpRunsNothingInTarget: by the kernel's own count a dump by root makes its target execute no system call, take no signal and no page fault, nor
+// does it attach to it: ptrace is forbidden to it (TestAttachingIsNoticed shows that this would be seen). The
 // target is frozen before and thawed after the counting, so that whatever happens meanwhile is the dump's doing. A thread that computes, one in a
 // blocking read, one that sleeps; then everything that the fixtures of each kind hold.
 func TestDumpRunsNothingInTarget(t *testing.T) {
@@ -40,6 +41,7 @@ func TestDumpRunsNothingInTarget(t *testing.T) {
 			j := harness.StartFixture(t, name, harness.Options{Args: special[name].args})
 			begin := harness.Monotonic()
 			j.MustSh("cr-freeze $PID > job.ticket")
+			j.MustSh("cr-dump < job.ticket > first.cr") // the first dump on a machine learns about its kernel by ptrace, of its own children
 			var tids []int
 			for _, pid := range j.Tasks() {
 				if harness.State(pid) != 'Z' {
@@ -48,7 +50,8 @@ func TestDumpRunsNothingInTarget(t *testing.T) {
 			}
 			counter := harness.CountThreads(t, tids)
 			before := run(t, tids)
-			j.MustSh("cr-dump < job.ticket > image.cr")
+			j.MustSh(harness.NoPtrace(t) + " cr-dump < job.ticket > image.cr")
+			j.MustSh("cmp first.cr image.cr")
 			got := counter.Read(t)
 			t.Logf("%d threads: %v, %d ns on a CPU", len(tids), got, run(t, tids)-before)
 			for _, what := range []string{"system calls", "signals delivered", "page faults"} {
@@ -62,6 +65,20 @@ func TestDumpRunsNothingInTarget(t *testing.T) {
 			j.Finish()
 		})
 	}
+}
+
+// TestAttachingIsNoticed shows that a dump cannot attach where the test above forbids it: one that has to, of a tree that SIGSTOP has stopped, fails.
+func TestAttachingIsNoticed(t *testing.T) {
+	harness.NeedRoot(t)
+	j := harness.StartFixture(t, "quiet", harness.Options{})
+	begin := harness.Monotonic()
+	j.MustSh("cr-freeze --freezer sigstop $PID > job.ticket")
+	if r := j.Sh(harness.NoPtrace(t) + " cr-dump < job.ticket > image.cr"); r.Status == 0 {
+		t.Errorf("status 0, want a failure: %s", r.Stderr)
+	}
+	j.MustSh("cr-thaw < job.ticket")
+	j.StoodStill(begin)
+	j.Finish()
 }
 
 // TestInjectionIsNoticed shows that the test above can fail: one injected getpid() is counted.
