@@ -34,13 +34,13 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 # One package after the other (-p 1): tests freeze, kill and time real processes, and a busy machine is another machine.
 test: packages ## all tests
 	$(GO) vet ./...
-	$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
+	$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
 
 stress: ## kill -9 of each command 300 times at random moments (root; half an hour)
 	CRPIPE_KILLS=300 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled'
 
 skips: ## the tests that are skipped on this machine, and why
-	-$(GO) test -json -p 1 -timeout 15m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
+	-$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
 
 vet:
 	$(GO) vet ./...
