@@ -30,6 +30,7 @@ type killer struct {
 	whole time.Duration // how long the command takes at the least: later moments would mostly meet nobody
 	met   map[string]int
 	round int
+	slow  bool // a round takes about a second: half as many will do in a short run
 }
 
 // newKiller measures the command that run makes and starts.
@@ -50,8 +51,14 @@ func newKiller(t *testing.T, j *harness.Job, run func() *exec.Cmd) *killer {
 // more reports whether there is another round to come.
 func (k *killer) more() bool {
 	k.round++
-	want := kills(k.t)
-	return k.met["command"]+k.met["guard"] < want && k.round <= 10*want && !k.t.Failed()
+	want, rounds := kills(k.t), 10
+	if want < fullKills {
+		rounds = 3
+		if k.slow {
+			want /= 2
+		}
+	}
+	return k.met["command"]+k.met["guard"] < want && k.round <= rounds*want && !k.t.Failed()
 }
 
 // strike starts the command, kills one of its processes, and waits for the end of all. The error is the command's. A command whose guard
@@ -203,6 +210,7 @@ func TestKilledThawHarmsNothing(t *testing.T) {
 		j.MustSh("cr-freeze $PID > ticket")
 		return thaw()
 	})
+	k.slow = true
 	frozen := 0
 	for k.more() {
 		j.MustSh("cr-freeze $PID > ticket")
@@ -248,7 +256,7 @@ func testKilledRestore(t *testing.T, frozen bool) {
 	}
 	begin := time.Now()
 	j.RestoreSh("cr-restore < image.cr > ticket")
-	k := &killer{t: t, j: j, rnd: seeded(t), whole: time.Since(begin), met: map[string]int{}}
+	k := &killer{t: t, j: j, rnd: seeded(t), whole: time.Since(begin), met: map[string]int{}, slow: true}
 	goesOn(t, j, -2)
 	j.DumpKill("cr-dump --kill $PID > image.cr; rm -f ticket")
 	outcome := map[string]int{}
