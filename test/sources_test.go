@@ -22,7 +22,9 @@ var differ = []struct {
 	{"thread", "time left of an interrupted call", regexp.MustCompile(`"restart":\{[^}]*\}`)},
 	{"process", "times left and absolute times of timers", regexp.MustCompile(`"(left|expires|fired)":\d+,?`)},
 	{"file.timerfd", "times left and absolute times of timers", regexp.MustCompile(`"(left|until|ticks)":\d+,?`)},
-	{"process", "that a parent has not been told of a stop", regexp.MustCompile(`,"unwaited":true`)},
+	{"process", "that a parent has not been told of a stop or a continuation", regexp.MustCompile(`,"(unwaited|continued)":true`)},
+	// A visit writes to the stack and to the rseq area of a thread, which are its own then.
+	{"cow.ranges", "which pages are still shared since a fork", regexp.MustCompile(`"meta":.*`)},
 	{"process", "a visit costs CPU time, by which timers fire", regexp.MustCompile(`"(pending|itimers)":\[[^]]*\],?`)},
 	{"end", "the sum over all records", regexp.MustCompile(`"sum":\d+`)},
 }
@@ -96,6 +98,8 @@ var refusedClassically = map[string]bool{
 	"attributes": true, // the default timer slack of a real-time thread
 	"seccomp":    true, // cannot be asked
 	"taskstate":  true, // cannot be asked
+	"numa":       true, // the policy of a mapping is only text in numa_maps
+	"creds":      true, // the session keyring and the Landlock domain of a thread without the rights that it had
 }
 
 // clip shows a long line around where it differs from another.

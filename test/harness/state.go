@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -159,7 +160,13 @@ func (s Snapshot) task(pid, tid, root int) {
 			continue
 		}
 		if data, err := os.ReadFile(dir + "/" + f); err == nil {
-			put(f, freezerGroup.ReplaceAllString(printable(string(data)), ""))
+			value := freezerGroup.ReplaceAllString(printable(string(data)), "")
+			if f == "children" { // the order of their births, which a restore may change
+				names := strings.Fields(value)
+				sort.Strings(names)
+				value = strings.Join(names, " ")
+			}
+			put(f, value)
 		}
 	}
 }
@@ -237,6 +244,11 @@ func (s Snapshot) descriptors(pid int, names anonymousNames) {
 			case name == "it_value": // time passes between the two looks
 				s[fmt.Sprintf("%d fdinfo %d it_value", pid, fd)] = map[bool]string{true: "armed", false: "disarmed"}[value != "(0, 0)"]
 			default:
+				if name == "flags" { // O_NOFOLLOW matters only while a file is opened, and a deleted one is opened by other means
+					if n, err := strconv.ParseUint(value, 8, 64); err == nil {
+						value = strconv.FormatUint(n&^unix.O_NOFOLLOW, 8)
+					}
+				}
 				s[fmt.Sprintf("%d fdinfo %d %s", pid, fd, name)] = value
 			}
 		}
@@ -280,6 +292,9 @@ func readMappings(pid int) []mapping {
 					kept = append(kept, f)
 				}
 			}
+			if a := &areas[len(areas)-1]; a.perms == "r--s" { // "sh" says then how the file was opened, and nothing can be written either way
+				kept = slices.DeleteFunc(kept, func(f string) bool { return f == "sh" })
+			}
 			areas[len(areas)-1].flags = strings.Join(kept, " ")
 			continue
 		}
@@ -292,6 +307,9 @@ func readMappings(pid int) []mapping {
 			continue
 		}
 		a.perms, a.name = f[1], strings.TrimSpace(f[5])
+		if strings.HasPrefix(a.name, "/") && strings.HasSuffix(a.name, " (deleted)") && !strings.HasPrefix(a.name, "/memfd:") {
+			a.name = "(deleted)" // its former name is not kept
+		}
 		a.offset, _ = strconv.ParseUint(f[2], 16, 64)
 		areas = append(areas, a)
 	}
