@@ -228,10 +228,10 @@ func (j *Job) Tasks() []int {
 	return pids
 }
 
-// Alive says whether the root runs (a zombie does not).
+// Alive says whether the root runs (a zombie does not, unless only its first thread has ended).
 func (j *Job) Alive() bool {
 	s := State(j.Pid)
-	return s != 0 && s != 'Z' && s != 'X'
+	return s != 0 && s != 'X' && (s != 'Z' || len(Threads(j.Pid)) > 1)
 }
 
 // WaitFile waits until DIR/name exists.
