@@ -17,6 +17,8 @@ import (
 const (
 	progAt = arch.Addr(0x400000000)
 	dataAt = progAt + 0x10000
+
+	dataSize = 0x4000 // a signal frame with AMX tiles fits
 )
 
 // exitWithResult is a program: exit_group(rax).
@@ -37,7 +39,7 @@ func program(t testing.TB, r *rig, code []byte) {
 	r.stub.Wipe(b)
 	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_FIXED_NOREPLACE
 	b.Call(s.Mmap, progAt, 4096, unix.PROT_READ|unix.PROT_EXEC, flags, -1, 0).Expect(uint64(progAt))
-	b.Call(s.Mmap, dataAt, 4096, unix.PROT_READ|unix.PROT_WRITE, flags, -1, 0).Expect(uint64(dataAt))
+	b.Call(s.Mmap, dataAt, dataSize, unix.PROT_READ|unix.PROT_WRITE, flags, -1, 0).Expect(uint64(dataAt))
 	r.run(t, r.stub, b)
 	poke(t, r.stub.Tid, progAt, code)
 }
@@ -248,8 +250,8 @@ func TestSigFrame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(frame.Bytes) > 0x1000-0x803 {
-		t.Skipf("the frame has %d bytes, more than the test's page", len(frame.Bytes))
+	if len(frame.Bytes) > dataSize-0x803 {
+		t.Fatalf("the frame has %d bytes, more than the test's pages", len(frame.Bytes))
 	}
 	poke(t, r.stub.Tid, dataAt+0x803, frame.Bytes)
 	if err := r.Do(func() error {
