@@ -41,8 +41,6 @@ type part struct {
 	// What it shows, and how far its offset there is from its address.
 	of    stream.Ref
 	delta uint64
-	// alone: no page of it is in another address space too, so that none has to be read with care (shared.go).
-	alone bool
 }
 
 // segment is a run of pages in a buffer.

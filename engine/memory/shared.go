@@ -23,7 +23,7 @@ const pagemapChunk = 4096
 
 // split names pages that PAGEMAP_SCAN has found, those that somebody else may have too apart from the others.
 func (r *reader) split(pagemap *pageMap, p *part, start, end arch.Addr) error {
-	if !p.readable || p.alone {
+	if !p.readable {
 		return r.add(p, start, end, !p.readable)
 	}
 	if r.entries == nil {
