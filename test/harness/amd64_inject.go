@@ -4,58 +4,80 @@ package harness
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // InjectGetpid makes a thread execute one getpid() that its program does not contain, and puts its registers back: what
 // a dump must not do, here to show that it would be noticed.
-func InjectGetpid(tid int) (err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+func InjectGetpid(tid int) error {
+	_, err := traced("getpid", strconv.Itoa(tid))
+	return err
+}
+
+func injectGetpid(tid int) (err error) {
 	insn, err := syscallInstruction(tid)
 	if err != nil {
 		return err
 	}
-	if err := unix.PtraceSeize(tid); err != nil {
-		return fmt.Errorf("seizing: %w", err)
-	}
-	if err := unix.PtraceInterrupt(tid); err != nil {
-		return fmt.Errorf("interrupting: %w", err)
-	}
-	var ws unix.WaitStatus
-	if _, err := unix.Wait4(tid, &ws, unix.WALL, nil); err != nil {
+	h, err := hold(tid, insn)
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if e := unix.PtraceDetach(tid); err == nil {
-			err = e
+	defer func() { err = errors.Join(err, h.letGo()) }()
+	_, err = h.call(unix.SYS_GETPID, nil)
+	return err
+}
+
+// tracing is the variable that makes a test binary trace, and say what it has learnt, instead of testing.
+const tracing = "CR_TEST_TRACE"
+
+// traced has another process trace: any wait by any thread of a tracer takes the stops of its tracees, and this process waits for the
+// same processes as their parent.
+func traced(words ...string) ([]byte, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self)
+	cmd.Env = []string{tracing + "=" + strings.Join(words, " ")}
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	return out, err
+}
+
+// traceInstead does what traced asks for, and ends the process.
+func traceInstead() {
+	words := strings.Fields(os.Getenv(tracing))
+	if len(words) == 0 {
+		return
+	}
+	runtime.LockOSThread()
+	var err error
+	for _, w := range words[1:] {
+		id, e := strconv.Atoi(w)
+		if e == nil && words[0] == "getpid" {
+			e = injectGetpid(id)
+		} else if e == nil {
+			e = askProcess(id)
 		}
-	}()
-	var old unix.PtraceRegs
-	if err := unix.PtraceGetRegs(tid, &old); err != nil {
-		return err
+		err = errors.Join(err, e)
 	}
-	regs := old
-	regs.Rip, regs.Rax, regs.Orig_rax = insn, unix.SYS_GETPID, ^uint64(0)
-	if err := unix.PtraceSetRegs(tid, &regs); err != nil {
-		return err
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	if err := unix.PtraceSingleStep(tid); err != nil {
-		return err
-	}
-	if _, err := unix.Wait4(tid, &ws, unix.WALL, nil); err != nil {
-		return err
-	}
-	if ws.StopSignal() != syscall.SIGTRAP {
-		return fmt.Errorf("single step ended in status %x", int(ws))
-	}
-	return unix.PtraceSetRegs(tid, &old)
+	os.Exit(0)
 }
 
 // syscallInstruction finds a syscall instruction (0f 05) in the thread's vdso.

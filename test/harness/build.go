@@ -150,7 +150,7 @@ func Prog(t testing.TB, name string) string {
 	dir := filepath.Join(Root(), "test", "testdata", "prog")
 	src := filepath.Join(dir, name+".c")
 	flags := []string{"-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-pthread"}
-	prog, err := built(name, fmt.Sprint(flags), []string{src, filepath.Join(dir, "fixture.h")}, func(out string) ([]byte, error) {
+	prog, err := built(name, fmt.Sprint(flags), []string{src, filepath.Join(dir, "fixture.h"), filepath.Join(dir, "getters.h")}, func(out string) ([]byte, error) {
 		return exec.Command("gcc", append(flags, "-o", out, src, "-lrt")...).CombinedOutput()
 	})
 	if err != nil {
@@ -170,7 +170,7 @@ func Prog32(t testing.TB, name string) string {
 	// libc6-dev-i386 has no headers of the kernel's: those of amd64 serve for both. Static, so that nothing else is needed where it
 	// runs. GCC of 32 bits sees other ranges in the fixtures' arithmetic, which is right for what they run with.
 	flags := []string{"-m32", "-static", "-idirafter", "/usr/include/x86_64-linux-gnu", "-std=gnu11", "-O1", "-g", "-Wall", "-Wno-unused-function", "-pthread"}
-	prog, err := built(name+"32", fmt.Sprint(flags), []string{src, filepath.Join(data, "prog", "fixture.h")}, func(out string) ([]byte, error) {
+	prog, err := built(name+"32", fmt.Sprint(flags), []string{src, filepath.Join(data, "prog", "fixture.h"), filepath.Join(data, "prog", "getters.h")}, func(out string) ([]byte, error) {
 		return exec.Command("gcc", append(flags, "-o", out, src, "-lrt")...).CombinedOutput()
 	})
 	if err != nil {

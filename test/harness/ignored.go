@@ -45,7 +45,7 @@ var ignoredTask = map[string]string{
 // IgnoredNames are all names in these lists, which crpipe(7) has to mention.
 func IgnoredNames() []string {
 	var all []string
-	for _, list := range []map[string]string{ignoredStatus, ignoredStat, ignoredTask, ignoredFdinfo, ignoredVMFlags} {
+	for _, list := range []map[string]string{ignoredStatus, ignoredStat, ignoredTask, ignoredFdinfo, ignoredVMFlags, ignoredFcntl} {
 		for name := range list {
 			all = append(all, name)
 		}
@@ -71,4 +71,9 @@ var ignoredFdinfo = map[string]string{
 
 var ignoredVMFlags = map[string]string{
 	"sd": "soft-dirty: set by the restore's own writing",
+}
+
+// ignoredFcntl are getters of fcntl(2).
+var ignoredFcntl = map[string]string{
+	"F_CREATED_QUERY": "whether the opening made the file: it is there now",
 }

@@ -11,6 +11,7 @@ import (
 
 // Main runs a package's tests as a child subreaper and fails when a descendant is left at the end.
 func Main(m *testing.M) int {
+	traceInstead()
 	noPtraceMain()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "harness: becoming a subreaper:", err)

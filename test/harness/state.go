@@ -36,10 +36,12 @@ var (
 func (j *Job) TakeSnapshot() Snapshot {
 	s := Snapshot{}
 	names := anonymousNames{}
+	open := &openFiles{byInode: map[string][]openFile{}}
+	defer open.close()
 	pids := j.Tasks()
 	sort.Ints(pids)
 	for _, pid := range pids {
-		s.process(j, pid, names)
+		s.process(j, pid, names, open)
 	}
 	return s
 }
@@ -66,7 +68,7 @@ func (a anonymousNames) name(link string) string {
 	return link
 }
 
-func (s Snapshot) process(j *Job, pid int, names anonymousNames) {
+func (s Snapshot) process(j *Job, pid int, names anonymousNames, open *openFiles) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	put := func(key, value string) { s[fmt.Sprintf("%d %s", pid, key)] = value }
 	for _, f := range processFiles {
@@ -92,7 +94,8 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames) {
 	for _, m := range readMappings(pid) {
 		put("maps "+m.where, m.what)
 	}
-	s.descriptors(pid, names)
+	s.descriptors(pid, names, open)
+	s.mounts(pid)
 	root := 0
 	if pid == j.Pid {
 		root = pid
@@ -201,7 +204,7 @@ var swapsMask = map[string]bool{"130": true, "270": true, "271": true, "281": tr
 // freezerGroup is what a freeze adds to the path of a cgroup while it lasts.
 var freezerGroup = regexp.MustCompile(`/?crpipe-[0-9a-f]+$|/?crpipe-[0-9a-f]+(\n)`)
 
-func (s Snapshot) descriptors(pid int, names anonymousNames) {
+func (s Snapshot) descriptors(pid int, names anonymousNames, open *openFiles) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -229,6 +232,7 @@ func (s Snapshot) descriptors(pid int, names anonymousNames) {
 			value = names.name(link)
 		}
 		s[fmt.Sprintf("%d fd %d", pid, fd)] = value
+		open.ask(pid, fd, func(name, value string) { s[fmt.Sprintf("%d fd %d %s", pid, fd, name)] = value })
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
 		if err != nil {
 			continue

@@ -36,6 +36,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "getters.h"
+
 static char fx_dir[PATH_MAX / 2];
 static int fx_argc;
 static char **fx_argv;
@@ -135,17 +137,39 @@ static void fx_finish(void)
 	_exit(bad);
 }
 
-static void fx_ready(void) { fx_touch("ready", "ready\n"); }
+static void fx_ready(void)
+{
+	fx_look();
+	fx_touch("ready", "ready\n");
+}
+
+/* what the task sees of itself is what it saw when it said that it is ready */
+static void fx_compare(void)
+{
+	uint64_t now[FX_GETTERS];
+	struct fx_seen *s = fx_slot(0);
+	if (!s)
+		return; /* it never said so */
+	fx_get_all(now);
+	for (int i = 0; i < FX_GETTERS; i++)
+		if (now[i] != s->v[i])
+			FAIL("%s says %" PRIx64 ", it was %" PRIx64, fx_getter_names[i], now[i], s->v[i]);
+}
 
 /* stays here until the harness says that the dump and the restore have happened */
 static void fx_wait_check(void)
 {
 	while (!fx_exists("check"))
 		fx_pause_ms(10);
+	fx_compare();
 }
 
 /* a child or thread says that it is where it wants to be; the root waits for n of them */
-static void fx_up(void) { fx_append("up", "+", 1); }
+static void fx_up(void)
+{
+	fx_look();
+	fx_append("up", "+", 1);
+}
 
 static void fx_await_up(int n)
 {

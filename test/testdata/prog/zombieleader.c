@@ -43,6 +43,8 @@ static void *work(void *arg)
 		_exit(0);
 	}
 	fx_await_state(dead, 'Z');
+	while (!fx_exists("waits")) /* else it may be stopped before it has said that it is up */
+		fx_pause_ms(5);
 	MUST(kill(stopped, SIGSTOP));
 	fx_await_state(stopped, 'T');
 	MUST(waitpid(stopped, &st, WUNTRACED));
@@ -82,6 +84,7 @@ int main(int argc, char **argv)
 	stopped = MUST(fork());
 	if (!stopped) {
 		fx_up();
+		fx_touch("waits", "");
 		fx_wait_check();
 		_exit(0);
 	}
