@@ -178,7 +178,10 @@ func (f *OpenFile) Descriptor() (int, error) {
 		f.dup = sys.NewFD(fd)
 		return fd, nil
 	}
-	pidfd, err := sys.PidfdOpen(f.Process.Leader().TID, unix.PIDFD_THREAD)
+	pidfd, err := sys.PidfdOfThread(f.Process.Leader().TID)
+	if errors.Is(err, unix.EINVAL) {
+		return -1, f.Error(&Lacking{What: "the descriptors of a process without its first thread (Linux 6.9)", Err: err})
+	}
 	if err != nil {
 		return -1, f.Error(fmt.Errorf("opening pidfd: %w", err))
 	}

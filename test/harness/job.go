@@ -100,7 +100,7 @@ func Start(t testing.TB, prog string, o Options) *Job {
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
-	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", j.mark}, o.Env...)
+	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", fmt.Sprintf("CR_TEST_SLOW=%d", Slow()), j.mark}, o.Env...)
 	cmd.SysProcAttr = j.attributes(true)
 	if o.Stdin != nil {
 		cmd.Stdin = o.Stdin // else /dev/null

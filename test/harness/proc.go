@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -185,9 +186,18 @@ func marked(mark string) []int {
 	return pids
 }
 
-// eventually polls until ok says true; false when it did not within the time.
+// Slow is CR_TEST_SLOW: how many times longer than on a real machine things may take (1 when it is not set). tools/vm sets it.
+var Slow = sync.OnceValue(func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("CR_TEST_SLOW"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+})
+
+// eventually polls until ok says true; false when it did not within the time, on a real machine.
 func eventually(limit time.Duration, ok func() bool) bool {
-	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(limit * Slow()); ; time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return true
 		}

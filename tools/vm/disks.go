@@ -17,7 +17,7 @@ import (
 // inGuest are the Debian packages that the machine has, with all that they depend on: what tools/packages.sh installs for
 // tests, the shell's tools, and what the kernel itself calls. gcc is there because tests compile with it.
 var inGuest = []string{
-	"base-files", "base-passwd", "bash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "gzip", "util-linux", "login", "mount",
+	"base-files", "base-passwd", "libc-bin", "bash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "gzip", "util-linux", "login", "mount",
 	"mawk", "gcc", "libc6-dev", "make", "xz-utils", "sqlite3", "perl", "python3", "netcat-openbsd", "iproute2", "procps", "kmod", "e2fsprogs",
 }
 

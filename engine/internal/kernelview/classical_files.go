@@ -183,10 +183,7 @@ func (f *heldFile) info() (*procfs.Fdinfo, error) { return procfs.ReadFdinfo(f.t
 
 // duplicate returns a descriptor of our own that leads to the file.
 func (f *heldFile) duplicate() (*sys.FD, error) {
-	pidfd, err := sys.PidfdOpen(f.tid, unix.PIDFD_THREAD)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.9: leaders only
-		pidfd, err = sys.PidfdOpen(f.tid, 0)
-	}
+	pidfd, err := sys.PidfdOfThread(f.tid)
 	if err != nil {
 		return nil, fmt.Errorf("opening pidfd: %w", err)
 	}

@@ -1,6 +1,10 @@
 package sys
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
 
 // PidfdOpen is pidfd_open(2). flags: 0, unix.PIDFD_NONBLOCK, or since Linux
 // 6.9 unix.PIDFD_THREAD, without which pid must be a thread group leader.
@@ -14,6 +18,16 @@ func PidfdOpen(pid, flags int) (*FD, error) {
 		return nil, err
 	}
 	return NewFD(raw), nil
+}
+
+// PidfdOfThread opens a pidfd of one thread, for PidfdGetfd. Before Linux 6.9 there is none but of the first thread of a
+// process: EINVAL for others.
+func PidfdOfThread(tid int) (*FD, error) {
+	fd, err := PidfdOpen(tid, unix.PIDFD_THREAD)
+	if errors.Is(err, unix.EINVAL) {
+		return PidfdOpen(tid, 0)
+	}
+	return fd, err
 }
 
 // PidfdGetfd is pidfd_getfd(2): a duplicate, close-on-exec, of descriptor
