@@ -97,6 +97,14 @@ func forgetSignal(b *tracee.Batch, sig unix.Signal) {
 
 // queueSignals queues the pending signals of the chosen processes and arms their timers.
 func (rs *restoration) queueSignals(chosen func(*process) bool) error {
+	for _, p := range rs.procs {
+		if p.state.Zombie || !chosen(p) {
+			continue
+		}
+		if err := p.state.Signals.MakeTimers(rs.tracer, p.threads[0].task, rs.arena.NewBatch); err != nil {
+			return fmt.Errorf("process %d: %w", p.state.PID, err)
+		}
+	}
 	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
 		if !chosen(t.process) {
 			return nil

@@ -43,8 +43,6 @@ const (
 
 	cpuProcess = -6 // the caller's own process and thread CPU clocks as the kernel writes them (linux/posix-timers_types.h)
 	cpuThread  = -2
-
-	prTimerCreateRestoreIDs = 77 // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.16
 )
 
 func dumpItimers(p *object.Process) ([]Itimer, error) {
@@ -181,26 +179,19 @@ func itimerCalls(b *tracee.Batch, a *arch.Arch, its []Itimer) {
 	}
 }
 
-// timerCalls makes the POSIX timers with their ids and arms them. They go last: they tick from here.
+// timerCalls makes the POSIX timers with their ids, unless MakeTimers has done so, and arms them. They go last: they tick from here.
 func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer) {
 	if len(timers) == 0 {
 		return
 	}
-	n := &a.Sys
 	zero := 0
-	b.Call(n.Prctl, prTimerCreateRestoreIDs, 1, zero, zero, zero).Note("prctl(PR_TIMER_CREATE_RESTORE_IDS), which needs Linux 6.16,")
-	for i := range timers {
-		t := &timers[i]
-		// struct sigevent: value, signal, notify, thread id.
-		ev := binary.NativeEndian.AppendUint64(nil, t.Value)
-		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Signal))
-		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Notify))
-		ev = binary.NativeEndian.AppendUint32(ev, uint32(t.Target))
-		ev = append(ev, make([]byte, 64-len(ev))...)
-		id := binary.NativeEndian.AppendUint32(nil, uint32(t.ID))
-		b.Call(n.TimerCreate, uint64(int64(t.Clock)), b.Data(ev), b.Data(id)).Note("making timer %d", t.ID)
+	if choosesIDs() {
+		b.Call(a.Sys.Prctl, prTimerCreateRestoreIDs, 1, zero, zero, zero).Note("prctl(PR_TIMER_CREATE_RESTORE_IDS)")
+		for i := range timers {
+			createTimer(b, &timers[i], b.Data(binary.NativeEndian.AppendUint32(nil, uint32(timers[i].ID))))
+		}
+		b.Call(a.Sys.Prctl, prTimerCreateRestoreIDs, zero, zero, zero, zero)
 	}
-	b.Call(n.Prctl, prTimerCreateRestoreIDs, zero, zero, zero, zero)
 	for i := range timers {
 		t := &timers[i]
 		if !t.Armed {
@@ -219,6 +210,6 @@ func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer) {
 			flags, first = abstime, t.Expires
 		}
 		v := timespec(timespec(nil, t.Interval), first)
-		b.Call(n.TimerSettime, uint64(t.ID), flags, b.Data(v), zero).Note("arming timer %d", t.ID)
+		b.Call(a.Sys.TimerSettime, uint64(t.ID), flags, b.Data(v), zero).Note("arming timer %d", t.ID)
 	}
 }
