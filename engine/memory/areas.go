@@ -98,6 +98,8 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		case code == "de" && huge:
 		case i >= 0:
 			f |= 1 << i
+		case code == noCode && f&flagLocked != 0 && f&flagLockOnFault == 0 && onFaultHasNoCode():
+			f |= flagLockOnFault
 		case !slices.Contains(natural[:], code):
 			return area, object.Unsupportedf("memory with the flag %q, which this build does not know, cannot be checkpointed", code)
 		}

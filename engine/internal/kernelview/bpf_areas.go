@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -226,6 +227,10 @@ func (v *bpfView) vmNames() (names [64]string) {
 		if x := v.l.facts[firstVMCode+factName(i)]; x.known && bits.OnesCount64(x.value) == 1 {
 			names[bits.TrailingZeros64(x.value)] = code
 		}
+	}
+	// Before Linux 6.18 some had no code (??); the bit is known from def_flags all the same.
+	if x := v.l.facts[factLockOnFault]; x.known && bits.OnesCount64(x.value) == 1 && !slices.Contains(names[:], "lf") {
+		names[bits.TrailingZeros64(x.value)] = "lf"
 	}
 	return names
 }
