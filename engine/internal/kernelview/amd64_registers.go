@@ -182,9 +182,10 @@ func (v *bpfView) regsets(r *rawTask) Maybe[[]Regset] {
 		copy(out[c.offset:c.offset+c.size], x[from:])
 	}
 	if user>>xPKRU&1 != 0 {
-		// What is in force is in the thread, not in the area.
+		// What is in force is in the thread, not in the area. A processor may count it as in use though it is 0 (an emulated
+		// one does); the other way round it would be lost.
 		pkru, ok := l.uint(r.task, fTPKRU)
-		if !ok || (pkru != 0) != has(xPKRU) {
+		if !ok || pkru != 0 && !has(xPKRU) {
 			return none
 		}
 		le.PutUint32(out[v.components[xPKRU].offset:], uint32(pkru))

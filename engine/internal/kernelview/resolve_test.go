@@ -26,6 +26,11 @@ var mayMiss = []string{
 	"file_lock.fl_owner",                     // until 6.8
 	"pipe_inode_info.watch_queue",            // with CONFIG_WATCH_QUEUE
 	"cgroup.freezer.freeze_start_nsec",       // since 6.18
+	"mm_struct.futex_phash",                  // since 6.16, as the next two
+	"futex_private_hash.hash_mask",
+	"futex_private_hash.custom",
+	"file_lock_core.flc_list",  // since 6.9
+	"file_lock_core.flc_owner", // since 6.9
 }
 
 // TestResolveKernels resolves all fields in the running kernel's BTF, and in
