@@ -46,29 +46,12 @@ var not32 = map[string]string{
 	"swapped":   "needs swap",
 }
 
-// TestCompat puts a 32-bit program with all that only such have through every flavour, and every other fixture, as a 32-bit program,
-// through a dump that leaves it and one that ends it.
+// TestCompat puts a program with all that only those of 32 bits have, and every other fixture as a 32-bit program, through every flavour.
 func TestCompat(t *testing.T) {
 	need32(t)
-	for _, f := range harness.Flavours {
-		t.Run("compat/"+f.Name, func(t *testing.T) {
-			t.Parallel()
-			harness.Through(t, "compat", f, harness.Options{Compat: true})
-		})
-	}
-	for _, name := range fixtures(t) {
-		if not32[name] != "" {
-			continue
-		}
-		fx := special[name]
-		for _, f := range harness.Flavours {
-			if f.Name != "go-on" && f.Name != "kill-restore" {
-				continue
-			}
-			t.Run(name+"/"+f.Name, func(t *testing.T) {
-				t.Parallel()
-				harness.Through(t, name, f, harness.Options{Args: fx.args, PidNS: fx.pidns, Compat: true})
-			})
+	for _, name := range append([]string{"compat"}, fixtures(t)...) {
+		if not32[name] == "" {
+			t.Run(name, func(t *testing.T) { allFlavours(t, name, true) })
 		}
 	}
 }

@@ -54,23 +54,25 @@ func fixtures(t *testing.T) []string {
 func TestFixtures(t *testing.T) {
 	harness.NeedRoot(t)
 	for _, name := range fixtures(t) {
-		t.Run(name, func(t *testing.T) {
-			fx := special[name]
-			for _, f := range harness.Flavours {
-				if f.Name == fx.not {
-					continue
-				}
-				if fx.pidns && !f.PidNS && f.Cgroup {
-					continue // a cgroup of its own would hold unshare too
-				}
-				if fx.ticks && f.Name == "ticket-on" {
-					continue
-				}
-				t.Run(f.Name, func(t *testing.T) {
-					t.Parallel()
-					harness.Through(t, name, f, harness.Options{Args: fx.args, PidNS: fx.pidns})
-				})
-			}
+		t.Run(name, func(t *testing.T) { allFlavours(t, name, false) })
+	}
+}
+
+func allFlavours(t *testing.T, name string, compat bool) {
+	fx := special[name]
+	for _, f := range harness.Flavours {
+		if f.Name == fx.not {
+			continue
+		}
+		if fx.pidns && !f.PidNS && f.Cgroup {
+			continue // a cgroup of its own would hold unshare too
+		}
+		if fx.ticks && f.Name == "ticket-on" {
+			continue
+		}
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			harness.Through(t, name, f, harness.Options{Args: fx.args, PidNS: fx.pidns, Compat: compat})
 		})
 	}
 }
