@@ -16,7 +16,11 @@ COMMANDS    := cr-freeze cr-dump cr-filter cr-restore cr-thaw
 LDFLAGS     := -s -w $(if $(VERSION),-X crpipe/cmd/internal/cli.Version=$(VERSION))
 LINUX_ARCHS := amd64 386 arm64 s390x ppc64le
 
-.PHONY: all build demo test stress skips vet vet-all cross lint fuzz bench install uninstall clean packages
+VMRUN       ?=
+VMPACKAGES  ?=
+VMFLAGS     ?=
+
+.PHONY: all build demo test vm vm-6.1 vm-6.12 stress skips vet vet-all cross lint fuzz bench install uninstall clean packages
 
 all: build
 
@@ -35,6 +39,13 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 test: packages ## all tests
 	$(GO) vet ./...
 	$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
+
+vm: vm-6.1 vm-6.12 ## the tests on Debian's older kernels, emulated (root on Debian; see CONTRIBUTING.md)
+
+# VMRUN chooses tests as go test -run does, VMPACKAGES packages, VMFLAGS more of what tools/vm knows.
+vm-6.1 vm-6.12: packages
+	$(GO) run ./tools/vm $(if $(VMRUN),-run '$(VMRUN)') $(VMFLAGS) $(@:vm-%=%) $(VMPACKAGES) | \
+		$(GO) run ./tools/skips -may-skip tools/vm/may-skip $(if $(FAILED),-failed $(FAILED))
 
 stress: ## kill -9 of each command 300 times at random moments (root; half an hour)
 	CRPIPE_KILLS=300 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled'

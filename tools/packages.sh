@@ -19,6 +19,7 @@ python3:python3
 nc:netcat-openbsd
 ip:iproute2
 ps:procps
+strace:strace
 mandoc:mandoc
 unshare:util-linux
 setsid:util-linux

@@ -17,8 +17,8 @@ import (
 // inGuest are the Debian packages that the machine has, with all that they depend on: what tools/packages.sh installs for
 // tests, the shell's tools, and what the kernel itself calls. gcc is there because tests compile with it.
 var inGuest = []string{
-	"base-files", "base-passwd", "libc-bin", "bash", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "gzip", "util-linux", "login", "mount",
-	"mawk", "gcc", "libc6-dev", "make", "xz-utils", "sqlite3", "perl", "python3", "netcat-openbsd", "iproute2", "procps", "kmod", "e2fsprogs",
+	"base-files", "base-passwd", "libc-bin", "bash", "dash", "debianutils", "coreutils", "diffutils", "findutils", "grep", "sed", "tar", "gzip", "util-linux", "login", "mount",
+	"mawk", "gcc", "libc6-dev", "make", "xz-utils", "sqlite3", "perl", "python3", "netcat-openbsd", "iproute2", "procps", "strace", "kmod", "e2fsprogs",
 }
 
 // notCopied are directories of packages that no program reads.
@@ -285,7 +285,7 @@ func jobsDisk(ctx context.Context, work string, o options) ([]string, string, er
 		return nil, "", err
 	}
 	// The test compiles every program; what it leaves in the cache is found there by the tests in the machine.
-	if err := goOutput(ctx, []string{"XDG_CACHE_HOME=" + filepath.Join(dir, "cache"), goCache(ctx)}, "test", "-count=1", "-run", "^TestPrograms$", "./test"); err != nil {
+	if err := programs(ctx, filepath.Join(filepath.Dir(work), "programs"), filepath.Join(dir, "cache")); err != nil {
 		return nil, "", err
 	}
 	list, err := output(ctx, "go", append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"}, o.packages...)...)
@@ -326,6 +326,20 @@ func jobsDisk(ctx context.Context, work string, o options) ([]string, string, er
 	}
 	image := filepath.Join(work, "jobs.ext4")
 	return names, image, makeExt4(ctx, image, dir, "1G")
+}
+
+// programs compiles the fixtures, keeping what has not changed, and copies them to a directory.
+func programs(ctx context.Context, kept, to string) error {
+	const most = 400 // files; a version of all is about 130
+	if old, _ := filepath.Glob(filepath.Join(kept, "*", "*")); len(old) > most {
+		if err := os.RemoveAll(kept); err != nil {
+			return err
+		}
+	}
+	if err := goOutput(ctx, []string{"XDG_CACHE_HOME=" + kept, goCache(ctx)}, "test", "-vet=off", "-count=1", "-run", "^TestPrograms$", "./test"); err != nil {
+		return err
+	}
+	return os.CopyFS(to, os.DirFS(kept))
 }
 
 // goCache keeps the go command's own cache where it is when XDG_CACHE_HOME is set for a test.
