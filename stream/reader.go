@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 )
 
@@ -66,7 +65,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 		return nil, s.place(fmt.Errorf("%w %d: this program reads version %d", ErrVersion, v, Version))
 	}
 	s.offset = int64(prologueSize)
-	s.sum = crc32.Update(0, castagnoli, prologue[:])
+	s.sum = checksum(0, prologue[:])
 	rec, err := s.record()
 	if err != nil {
 		return nil, s.place(err)
@@ -167,13 +166,13 @@ func (r *Reader) record() (*Record, error) {
 		return nil, fmt.Errorf("%w: %d bytes of payload, the limit is %d", ErrLength, h.dataLen, MaxPayload)
 	}
 	name, nameOK := h.typeName()
-	crc := crc32.Update(0, castagnoli, h.raw[:crcOffset])
+	crc := checksum(0, h.raw[:crcOffset])
 	var err error
 	if r.meta, err = r.readGrow(r.meta, int(h.metaLen)); err != nil {
 		return nil, err
 	}
 	rec.Meta = r.meta
-	crc = crc32.Update(crc, castagnoli, rec.Meta)
+	crc = checksum(crc, rec.Meta)
 	if nameOK {
 		rec.Type = r.intern(name)
 	}
@@ -181,7 +180,7 @@ func (r *Reader) record() (*Record, error) {
 		return nil, err
 	}
 	r.big = h.dataLen >= readBuffer/2
-	if crc = crc32.Update(crc, castagnoli, rec.Payload); crc != h.crc {
+	if crc = checksum(crc, rec.Payload); crc != h.crc {
 		return nil, fmt.Errorf("%w: it says %08x, its bytes give %08x", ErrCorrupt, h.crc, crc)
 	}
 	if !nameOK {
@@ -224,7 +223,7 @@ func (r *Reader) took(rec *Record) {
 	if rec.Ref != 0 {
 		r.objects.define(rec.Ref, rec.Type)
 	}
-	r.sum = crc32.Update(r.sum, castagnoli, r.head.raw[:])
+	r.sum = checksum(r.sum, r.head.raw[:])
 	r.count++
 	r.offset += rec.Size()
 }

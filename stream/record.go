@@ -3,7 +3,6 @@ package stream
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"slices"
 	"strings"
 )
@@ -28,8 +27,6 @@ const (
 	headSize     = 40
 	crcOffset    = headSize - 4
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Type is the name of a record type on the wire: 1 to 20 bytes of [a-z0-9.-],
 // the first a letter. What precedes its first dot is its class.

@@ -3,7 +3,6 @@ package stream
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"strings"
 )
@@ -70,7 +69,7 @@ func NewWriterFrom(w io.Writer, header *Record) (*Writer, error) {
 	s.buf = append(s.buf, magic...)
 	s.buf = binary.LittleEndian.AppendUint32(s.buf, Version)
 	s.offset = int64(prologueSize)
-	s.sum = crc32.Update(0, castagnoli, s.buf)
+	s.sum = checksum(0, s.buf)
 	if err := s.put(header); err != nil {
 		return nil, err
 	}
@@ -209,9 +208,9 @@ func (w *Writer) put(r *Record) error {
 	}
 	head := &w.head
 	r.putHead(head)
-	crc := crc32.Update(0, castagnoli, head[:crcOffset])
-	crc = crc32.Update(crc, castagnoli, r.Meta)
-	crc = crc32.Update(crc, castagnoli, r.Payload)
+	crc := checksum(0, head[:crcOffset])
+	crc = checksum(crc, r.Meta)
+	crc = checksum(crc, r.Payload)
 	binary.LittleEndian.PutUint32(head[crcOffset:], crc)
 
 	if len(w.buf)+headSize+len(r.Meta) > writeBuffer {
@@ -224,7 +223,7 @@ func (w *Writer) put(r *Record) error {
 	if err := w.payload(r.Payload); err != nil {
 		return err
 	}
-	w.sum = crc32.Update(w.sum, castagnoli, head[:])
+	w.sum = checksum(w.sum, head[:])
 	w.count++
 	w.offset += r.Size()
 	if r.Ref != 0 {
