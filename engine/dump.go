@@ -46,6 +46,8 @@ type DumpOptions struct {
 	Commit func() error
 	// Guard undoes the freeze should this process die; may be nil.
 	Guard *Guardian
+	// View is what StartView returned, or nil.
+	View *View
 }
 
 // Progress says how far a dump or a restore has come.
@@ -65,7 +67,7 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	if err != nil {
 		return &object.Lacking{What: err.Error()}
 	}
-	view, err := kernelview.Open(kernelview.Options{Source: o.Source}) // what takes time is done before the freeze
+	view, err := o.View.take(o.Source) // what takes time is done before the freeze
 	if err != nil {
 		return err
 	}

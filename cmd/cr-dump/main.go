@@ -12,6 +12,7 @@ import (
 type dump struct {
 	cli.Common
 	guardian  *engine.Guardian
+	view      *engine.View
 	PIDs      []int         `arg:"" optional:"" name:"pid" help:"Dump each PID with all its descendants; without one, what the ticket on standard input names."`
 	Input     string        `short:"i" placeholder:"FILE" help:"Read the ticket from FILE instead of standard input."`
 	Output    string        `short:"o" placeholder:"FILE" help:"Write the image to FILE instead of standard output; it appears when it is complete."`
@@ -28,7 +29,7 @@ type dump struct {
 
 func main() {
 	engine.RunGuard()
-	command := &dump{guardian: engine.StartGuard(os.Args[1:])}
+	command := &dump{guardian: engine.StartGuard(os.Args[1:]), view: engine.StartView()}
 	cli.Main("cr-dump", "Writes the image of a process tree and leaves the tree as it found it.", command)
 }
 
@@ -44,7 +45,7 @@ func (c *dump) Run(app *cli.App) error {
 	}
 	o := engine.DumpOptions{
 		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External, Container: c.Container,
-		DryRun: c.DryRun, Guard: c.guardian, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
+		DryRun: c.DryRun, Guard: c.guardian, View: c.view, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	content := cli.Binary
 	if c.DryRun {

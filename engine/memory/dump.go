@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -135,7 +134,7 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 		m.d.AddPlain(TypeAreas, &Areas{MM: ref, Areas: areas[:n]})
 		areas = areas[n:]
 	}
-	c := &contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts, ahead: runtime.GOMAXPROCS(0) > 2}
+	c := &contents{tid: m.tid, pageSize: m.d.Arch.PageSize, parts: parts}
 	m.p.Memory = c
 	m.d.AddBulk(ref, func(w *stream.Writer) error {
 		if err := c.write(w, ref); err != nil {

@@ -100,7 +100,7 @@ func (l *limited) Write(p []byte) (int, error) {
 
 // TestWriters compares the two ways of writing pages, whole and when the destination fails anywhere in between.
 func TestWriters(t *testing.T) {
-	pid := start(t, "fill 3")
+	pid := start(t, "fill 9")
 	maps, err := procfs.ReadMaps(pid)
 	if err != nil {
 		t.Fatal(err)
@@ -117,14 +117,14 @@ func TestWriters(t *testing.T) {
 			return err
 		}
 		ref := stream.Ref{ID: w.NewRef(), Class: "mm"}
-		c.ahead = ahead
+		c.serial = !ahead
 		return errors.Join(w.Put(TypeMM, ref.ID, &MM{Auxv: []uint64{}}, nil), c.write(w, ref), w.End())
 	}
 	var one, two bytes.Buffer
 	if err := errors.Join(write(&one, false), write(&two, true)); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(one.Bytes(), two.Bytes()) || one.Len() < 3<<20 {
+	if !bytes.Equal(one.Bytes(), two.Bytes()) || one.Len() < 9<<20 {
 		t.Errorf("images of %d and %d bytes", one.Len(), two.Len())
 	}
 	for left := 0; left < one.Len(); left += one.Len()/20 + 1 {

@@ -27,7 +27,7 @@ type contents struct {
 	tid      int
 	pageSize int
 	parts    []part // ascending
-	ahead    bool   // read while writing
+	serial   bool   // never read while writing
 }
 
 // part is a mapping whose pages are kept.
@@ -58,7 +58,6 @@ type buffer struct {
 	used  int
 	segs  []segment
 	extra []segment
-	err   error
 }
 
 var buffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, maxPages)} }}
@@ -71,7 +70,7 @@ func getBuffer() *buffer {
 
 func (b *buffer) put() { buffers.Put(b) }
 
-func (b *buffer) reset() { b.used, b.segs, b.err = 0, b.segs[:0], nil }
+func (b *buffer) reset() { b.used, b.segs = 0, b.segs[:0] }
 
 // write writes what the buffer holds.
 func (b *buffer) write(w *stream.Writer, ref stream.Ref) error {
@@ -117,81 +116,16 @@ func (b *buffer) dropZeros(pageSize int) {
 	b.segs, b.extra = out, b.segs
 }
 
-// write writes all pages. The target must stand still.
-func (c *contents) write(w *stream.Writer, ref stream.Ref) error {
-	if c.ahead {
-		return c.writeAhead(w, ref)
-	}
-	r := reader{contents: c, b: getBuffer()}
-	defer r.b.put()
-	r.emit = func() error {
-		defer r.b.reset()
-		return r.b.write(w, ref)
-	}
-	return r.all()
-}
-
-// writeAhead is write with two threads, one of which reads while the other writes. It gains where there is a processor for
-// each of them and for the consumer; where there is not, it loses what moving the pages between caches costs.
-func (c *contents) writeAhead(w *stream.Writer, ref stream.Ref) error {
-	const loads = 3
-	full, free := make(chan *buffer, loads), make(chan *buffer, loads)
-	for range loads {
-		free <- getBuffer()
-	}
-	go c.produce(free, full)
-	var failed error
-	for b := range full {
-		if failed == nil {
-			failed = b.err
-		}
-		if failed == nil {
-			failed = b.write(w, ref)
-		}
-		b.reset()
-		b.err = failed // tells the reader to stop
-		free <- b
-	}
-	for range loads {
-		(<-free).put()
-	}
-	return failed
-}
-
-// errStopped says that nobody wants more pages.
-var errStopped = errors.New("stopped")
-
-// produce reads all pages into buffers from free and hands them to full, which it closes at the end. A buffer that comes
-// with an error stops it; it hands on its own error in the last buffer. Every buffer is in one of the channels afterwards.
-func (c *contents) produce(free, full chan *buffer) {
-	defer close(full)
-	r := reader{contents: c, b: <-free}
-	r.emit = func() error {
-		full <- r.b
-		r.b = <-free
-		if r.b.err != nil {
-			return errStopped
-		}
-		return nil
-	}
-	if err := r.all(); err != nil && !errors.Is(err, errStopped) {
-		r.b.err = err
-		full <- r.b
-		return
-	}
-	free <- r.b
-}
-
 // reader walks the pages of an address space.
 type reader struct {
 	*contents
 	b       *buffer
-	emit    func() error // takes the buffer and leaves an empty one
+	out     *output
 	mem     *sys.FD
 	entries []byte // of pagemap
 }
 
-// all reads all pages and emits them.
+// all reads all pages and hands them to out.
 func (r *reader) all() error {
 	err := r.run()
 	if err == nil && len(r.b.segs) > 0 {
@@ -201,13 +135,15 @@ func (r *reader) all() error {
 	return err
 }
 
-// flush fills the buffer with the pages that it names, and emits it.
+// flush fills the buffer with the pages that it names, and hands it on.
 func (r *reader) flush() error {
 	if err := r.fill(); err != nil {
 		return err
 	}
 	r.b.dropZeros(r.pageSize)
-	return r.emit()
+	var err error
+	r.b, err = r.out.write(r.b)
+	return err
 }
 
 // run flushes each full buffer; the last, partly filled one is left to the caller.
