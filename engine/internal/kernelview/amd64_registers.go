@@ -78,7 +78,7 @@ func (v *bpfView) readFP(raws []rawTask) error {
 	if usual > maxRead {
 		return nil
 	}
-	store := make([]byte, len(raws)*usual)
+	store := v.fpArena.take(len(raws) * usual)
 	large := make(map[int]int) // by thread: size of a buffer that was enlarged, for AMX
 	err := v.mem.gather(at, usual, func(i int, b []byte) {
 		size, ok := l.uint(b, fFpSize)

@@ -23,6 +23,8 @@ type bpfView struct {
 	pidNS    uint64
 	pidLevel uint64
 
+	taskArena, frameArena, fpArena arena // of raws
+
 	ids   map[uint64]ID // by address
 	files []openFile    // by ID; of kind KindUnknown where it is no file
 
@@ -125,6 +127,9 @@ func (v *bpfView) use(l *layout, base uint64) error {
 func (v *bpfView) Close() error {
 	clear(v.ids)
 	v.files = nil
+	for _, a := range []*arena{&v.taskArena, &v.frameArena, &v.fpArena} {
+		a.free()
+	}
 	return v.mem.Close()
 }
 

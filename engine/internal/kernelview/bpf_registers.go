@@ -49,11 +49,11 @@ type rawTask struct {
 	signal uint64 // address of the signal_struct
 }
 
-// raws reads the tasks and their frames.
+// raws reads the tasks and their frames. What it returns holds until it is called again.
 func (v *bpfView) raws(tids []int) ([]rawTask, error) {
 	out := make([]rawTask, len(tids))
 	span := v.l.span["task_struct"]
-	arena := make([]byte, len(tids)*span)
+	arena := v.taskArena.take(len(tids) * span)
 	frames := make([]uint64, len(tids))
 	top := v.l.facts[factStackTop]
 	err := v.eachTaskAt(tids, func(i int, addr uint64, b []byte) {
@@ -69,7 +69,7 @@ func (v *bpfView) raws(tids []int) ([]rawTask, error) {
 	if err != nil || !top.known {
 		return out, err
 	}
-	store := make([]byte, len(tids)*frameSize)
+	store := v.frameArena.take(len(tids) * frameSize)
 	err = v.mem.gather(frames, frameSize, func(i int, b []byte) {
 		if b != nil {
 			out[i].frame = store[i*frameSize : (i+1)*frameSize : (i+1)*frameSize]
