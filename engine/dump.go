@@ -113,6 +113,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 			return ended(&st)
 		}
 	}
+	if len(o.PIDs) > 0 && o.Ticket == nil {
+		rehearse(view, a, o.PIDs[0])
+	}
+	kept := newHoldBack(countProgress(ctx, w, o.Progress))
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
 		return &vforkError{&object.Unsupported{What: err.Error(), Do: vforkHint}}
@@ -120,9 +124,9 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err != nil {
 		return err
 	}
-	killed := false
+	gone := false // let go, or ended
 	defer func() {
-		if !killed {
+		if !gone {
 			err = errors.Join(err, held.Release())
 		}
 	}()
@@ -132,6 +136,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	}
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+	defer d.Close()
 	report(o.Progress, "looking", 0)
 	if err := lookAtTree(d, held); err != nil {
 		return err
@@ -145,7 +150,12 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if err := writeTree(ctx, w, d, held, o); err != nil {
+	err = writeTree(kept, d, held)
+	if kept.Whole() && !o.Kill {
+		gone = true
+		err = errors.Join(err, held.Release())
+	}
+	if err := errors.Join(err, kept.Flush()); err != nil {
 		return err
 	}
 	if o.Commit != nil {
@@ -154,7 +164,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		}
 	}
 	if o.Kill {
-		killed = true
+		gone = true
 		return held.Kill()
 	}
 	return nil
@@ -439,12 +449,12 @@ func cgroupsOf(p *object.Process, held *treeHold) ([]tasks.Cgroup, error) {
 }
 
 // writeTree writes the stream. It ends it only when nothing of the tree has run while it was looked at.
-func writeTree(ctx context.Context, out io.Writer, d *object.Dumper, held *treeHold, o *DumpOptions) error {
+func writeTree(out io.Writer, d *object.Dumper, held *treeHold) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("reading the kernel's version: %w", err)
 	}
-	w, err := stream.NewWriter(countProgress(ctx, out, o.Progress), stream.Header{
+	w, err := stream.NewWriter(out, stream.Header{
 		Content: "image", Arch: d.Arch.Name, PageSize: unix.Getpagesize(), Kernel: unix.ByteSliceToString(uts.Release[:])})
 	if err != nil {
 		return err

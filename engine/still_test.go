@@ -81,6 +81,7 @@ func (m *meddler) Write(b []byte) (int, error) {
 
 // A ptrace stop would keep the tree from running, whatever others do. A dump that attaches to nobody has to notice it.
 func TestDumpNoticesThatTheTreeRan(t *testing.T) {
+	writeAtOnce(t)
 	// It counts as fast as it can, with SIGUSR1 blocked; a second thread sleeps.
 	const script = `
 import threading

@@ -17,17 +17,22 @@ const (
 	foldFrom  = 4 * foldWidth // bytes from which on that is worth its set-up
 )
 
-// checksum is crc32.Update for the polynomial of streams.
-func checksum(crc uint32, p []byte) uint32 {
+// A checksum computes checksums. It is used by one goroutine.
+type checksum struct {
+	block [foldWidth]byte // here, because what hash/crc32 gets escapes to the heap
+}
+
+// update is crc32.Update for the polynomial of streams.
+func (s *checksum) update(crc uint32, p []byte) uint32 {
 	if len(p) < foldFrom || !canFold() {
 		return crc32.Update(crc, castagnoli, p)
 	}
 	// What the bytes so far have left is added to the first ones, and the blocks are replaced by one of the same remainder.
-	var block [foldWidth]byte
+	block := &s.block
 	copy(block[:], p)
 	binary.LittleEndian.PutUint32(block[:], binary.LittleEndian.Uint32(block[:])^^crc)
 	n := len(p) &^ (foldWidth - 1)
-	foldBlocks(&block, p[foldWidth:n], &foldBy)
+	foldBlocks(block, p[foldWidth:n], &foldBy)
 	crc = crc32.Update(^uint32(0), castagnoli, block[:]) // ^0: as if nothing came before
 	return crc32.Update(crc, castagnoli, p[n:])
 }

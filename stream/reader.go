@@ -19,27 +19,28 @@ const (
 // defined before, of the class it says. The memory of a Reader is bounded
 // whatever the stream claims. Errors are sticky.
 type Reader struct {
-	r       io.Reader
-	buf     []byte // buf[pos:end] was read and not consumed
-	pos     int
-	end     int
-	big     bool // the last payload was large
-	objects objects
-	header  *Header
-	first   Record // the header record
-	rec     Record
-	head    head
-	meta    []byte
-	data    []byte
-	get     func(t Type, n int) []byte
-	known   func(Type) bool
-	types   map[string]Type // interned names
-	check   checker
-	ref     func(id uint32, class []byte, at span) error
-	sum     uint32
-	count   uint64
-	offset  int64 // consumed
-	err     error
+	r        io.Reader
+	buf      []byte // buf[pos:end] was read and not consumed
+	pos      int
+	end      int
+	big      bool // the last payload was large
+	objects  objects
+	header   *Header
+	first    Record // the header record
+	rec      Record
+	head     head
+	meta     []byte
+	data     []byte
+	get      func(t Type, n int) []byte
+	known    func(Type) bool
+	types    map[string]Type // interned names
+	check    checker
+	ref      func(id uint32, class []byte, at span) error
+	sum      uint32
+	checksum checksum
+	count    uint64
+	offset   int64 // consumed
+	err      error
 }
 
 // NewReader reads magic, version and header. It refuses a framing it does not
@@ -65,7 +66,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 		return nil, s.place(fmt.Errorf("%w %d: this program reads version %d", ErrVersion, v, Version))
 	}
 	s.offset = int64(prologueSize)
-	s.sum = checksum(0, prologue[:])
+	s.sum = s.checksum.update(0, prologue[:])
 	rec, err := s.record()
 	if err != nil {
 		return nil, s.place(err)
@@ -166,13 +167,13 @@ func (r *Reader) record() (*Record, error) {
 		return nil, fmt.Errorf("%w: %d bytes of payload, the limit is %d", ErrLength, h.dataLen, MaxPayload)
 	}
 	name, nameOK := h.typeName()
-	crc := checksum(0, h.raw[:crcOffset])
+	crc := r.checksum.update(0, h.raw[:crcOffset])
 	var err error
 	if r.meta, err = r.readGrow(r.meta, int(h.metaLen)); err != nil {
 		return nil, err
 	}
 	rec.Meta = r.meta
-	crc = checksum(crc, rec.Meta)
+	crc = r.checksum.update(crc, rec.Meta)
 	if nameOK {
 		rec.Type = r.intern(name)
 	}
@@ -180,7 +181,7 @@ func (r *Reader) record() (*Record, error) {
 		return nil, err
 	}
 	r.big = h.dataLen >= readBuffer/2
-	if crc = checksum(crc, rec.Payload); crc != h.crc {
+	if crc = r.checksum.update(crc, rec.Payload); crc != h.crc {
 		return nil, fmt.Errorf("%w: it says %08x, its bytes give %08x", ErrCorrupt, h.crc, crc)
 	}
 	if !nameOK {
@@ -223,7 +224,7 @@ func (r *Reader) took(rec *Record) {
 	if rec.Ref != 0 {
 		r.objects.define(rec.Ref, rec.Type)
 	}
-	r.sum = checksum(r.sum, r.head.raw[:])
+	r.sum = r.checksum.update(r.sum, r.head.raw[:])
 	r.count++
 	r.offset += rec.Size()
 }

@@ -24,22 +24,23 @@ type VectorWriter interface {
 // is handed to the destination from where it lies, uncopied, within Put. Errors
 // are sticky: after one, only Fail still does something.
 type Writer struct {
-	w       io.Writer
-	vec     VectorWriter // w, if it is one
-	buf     []byte       // not written yet
-	objects objects
-	next    uint32 // candidate for NewRef
-	sum     uint32
-	count   uint64
-	offset  int64
-	check   checker
-	enc     *encoder
-	define  Record // what Put hands to put
-	head    [headSize]byte
-	ref     func(id uint32, class []byte, at span) error
-	err     error // what the next call returns
-	ioErr   error // set when bytes were lost: nothing more can be written
-	done    bool  // the last record is written
+	w        io.Writer
+	vec      VectorWriter // w, if it is one
+	buf      []byte       // not written yet
+	objects  objects
+	next     uint32 // candidate for NewRef
+	sum      uint32
+	checksum checksum
+	count    uint64
+	offset   int64
+	check    checker
+	enc      *encoder
+	define   Record // what Put hands to put
+	head     [headSize]byte
+	ref      func(id uint32, class []byte, at span) error
+	err      error // what the next call returns
+	ioErr    error // set when bytes were lost: nothing more can be written
+	done     bool  // the last record is written
 }
 
 // NewWriter begins a stream: it writes magic, version and the header record to
@@ -69,7 +70,7 @@ func NewWriterFrom(w io.Writer, header *Record) (*Writer, error) {
 	s.buf = append(s.buf, magic...)
 	s.buf = binary.LittleEndian.AppendUint32(s.buf, Version)
 	s.offset = int64(prologueSize)
-	s.sum = checksum(0, s.buf)
+	s.sum = s.checksum.update(0, s.buf)
 	if err := s.put(header); err != nil {
 		return nil, err
 	}
@@ -208,9 +209,9 @@ func (w *Writer) put(r *Record) error {
 	}
 	head := &w.head
 	r.putHead(head)
-	crc := checksum(0, head[:crcOffset])
-	crc = checksum(crc, r.Meta)
-	crc = checksum(crc, r.Payload)
+	crc := w.checksum.update(0, head[:crcOffset])
+	crc = w.checksum.update(crc, r.Meta)
+	crc = w.checksum.update(crc, r.Payload)
 	binary.LittleEndian.PutUint32(head[crcOffset:], crc)
 
 	if len(w.buf)+headSize+len(r.Meta) > writeBuffer {
@@ -223,7 +224,7 @@ func (w *Writer) put(r *Record) error {
 	if err := w.payload(r.Payload); err != nil {
 		return err
 	}
-	w.sum = checksum(w.sum, head[:])
+	w.sum = w.checksum.update(w.sum, head[:])
 	w.count++
 	w.offset += r.Size()
 	if r.Ref != 0 {

@@ -140,8 +140,8 @@ func addPipe(d *object.Dumper, f *object.OpenFile, use *pipeUse) (stream.Ref, er
 	}
 	if copied != nil {
 		buffers := use.view.Buffers
+		d.Keep(copied)
 		d.AddBulk(ref, func(w *stream.Writer) error {
-			defer copied.Close()
 			return writePipe(w, ref, copied, buffers)
 		})
 	}

@@ -4,8 +4,7 @@ import (
 	"runtime"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
+	"crpipe/engine/internal/sys"
 	"crpipe/stream"
 )
 
@@ -109,20 +108,13 @@ type loads []*buffer
 // idleLoads are what the last output has left for the next.
 var idleLoads atomic.Pointer[loads]
 
-// takeLoads makes them of one huge page if there is one: the first touch of 512 small pages takes longer than it takes to read some of them from
-// the target.
+// takeLoads makes them of one huge page: the first touch of 512 small ones takes longer than reading some of them from the target.
 func takeLoads() loads {
 	if all := idleLoads.Swap(nil); all != nil {
 		return *all
 	}
-	const huge = aheadLoads * maxPages // 2 MiB
 	var all loads
-	mem, err := unix.Mmap(-1, 0, 2*huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		mem = make([]byte, 2*huge)
-	}
-	mem = mem[-address(mem)&(huge-1):][:huge]
-	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // only for speed
+	mem := sys.NewHuge(aheadLoads * maxPages).Bytes
 	for len(mem) > 0 {
 		all = append(all, &buffer{data: mem[:maxPages:maxPages]})
 		mem = mem[maxPages:]

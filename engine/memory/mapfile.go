@@ -201,8 +201,8 @@ func (m *mmDump) addFile(key fileKey, f *File, path string) (mapped, error) {
 			if err != nil {
 				return stream.Ref{}, err
 			}
+			m.d.Keep(fd)
 			m.d.AddBulk(ref, func(w *stream.Writer) error {
-				defer fd.Close()
 				return writeFile(w, ref, fd, f)
 			})
 		}

@@ -44,10 +44,10 @@ func (m *mmDump) shm(path string, st *unix.Stat_t) (mapped, error) {
 		if err != nil {
 			return stream.Ref{}, err
 		}
+		m.d.Keep(fd)
 		size := uint64(st.Size)
 		ref := m.d.Add(TypeShm, &Shm{Size: size, NoReserve: m.current.Flags.Has("nr")})
 		m.d.AddBulk(ref, func(w *stream.Writer) error {
-			defer fd.Close()
 			return writeShm(w, ref, fd, size, m.d.Arch.PageSize)
 		})
 		return ref, nil

@@ -39,6 +39,7 @@ type Dumper struct {
 	records  []record
 	links    []record
 	bulk     []Bulk
+	open     []*sys.FD // what Bulk reads from
 	refusals Refusals
 	nextRef  uint32
 	once     map[any]stream.Ref
@@ -90,6 +91,17 @@ func (d *Dumper) AddBulk(of stream.Ref, write func(w *stream.Writer) error) {
 // AddFirstBulk is AddBulk for contents that are written before all others so far.
 func (d *Dumper) AddFirstBulk(of stream.Ref, write func(w *stream.Writer) error) {
 	d.bulk = append([]Bulk{{of, write}}, d.bulk...)
+}
+
+// Keep has Close close what contents are going to be read from.
+func (d *Dumper) Keep(fd *sys.FD) { d.open = append(d.open, fd) }
+
+// Close closes what was kept.
+func (d *Dumper) Close() {
+	for _, fd := range d.open {
+		_ = fd.Close() // only read from
+	}
+	d.open = nil
 }
 
 // Once returns the reference made by the first call with the same key; make runs only that first time. Keys are

@@ -1,3 +1,5 @@
+//go:build amd64
+
 #include "textflag.h"
 
 // func foldBlocks(acc *[256]byte, p []byte, by *[8]uint64)

@@ -1,0 +1,80 @@
+package engine
+
+import (
+	"io"
+
+	"crpipe/engine/internal/sys"
+	"crpipe/stream"
+)
+
+// holdBackMost is how much of an image is kept in memory while a tree stands still. A small tree goes on before anything is written, and whoever
+// reads the stream may take all the time in the world.
+var holdBackMost = 4 << 20 // changed by tests
+
+// A holdBack keeps what is written to it until it is flushed, or becomes too much: then it keeps nothing any more.
+type holdBack struct {
+	out     io.Writer
+	buf     []byte
+	passing bool
+}
+
+// newHoldBack takes memory whose first touch costs little: it is a time at which each page fault counts.
+func newHoldBack(out io.Writer) *holdBack {
+	return &holdBack{out: out, buf: sys.NewHuge(holdBackMost).Bytes[:0:holdBackMost]}
+}
+
+// Write implements io.Writer.
+func (h *holdBack) Write(p []byte) (int, error) {
+	if err := h.WriteVector(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteVector implements stream.VectorWriter.
+func (h *holdBack) WriteVector(bufs ...[]byte) error {
+	n := 0
+	for _, b := range bufs {
+		n += len(b)
+	}
+	if !h.passing && len(h.buf)+n <= cap(h.buf) {
+		for _, b := range bufs {
+			h.buf = append(h.buf, b...)
+		}
+		return nil
+	}
+	if err := h.Flush(); err != nil {
+		return err
+	}
+	return writeVector(h.out, bufs...)
+}
+
+// Flush writes what was kept. From then on nothing is.
+func (h *holdBack) Flush() error {
+	h.passing = true
+	kept := h.buf
+	h.buf = h.buf[:0]
+	if len(kept) == 0 {
+		return nil
+	}
+	return writeVector(h.out, kept)
+}
+
+// Whole says that nothing has been written yet.
+func (h *holdBack) Whole() bool { return !h.passing }
+
+func writeVector(out io.Writer, bufs ...[]byte) error {
+	if v, ok := out.(stream.VectorWriter); ok {
+		return v.WriteVector(bufs...)
+	}
+	for _, b := range bufs {
+		n, err := out.Write(b)
+		if err == nil && n != len(b) {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,36 @@
+package sys
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// HugePage is the size of a huge page in bytes, as most processors have it.
+const HugePage = 2 << 20
+
+// Huge is memory of huge pages where there are any: the first touch of 512 small ones takes many times as long.
+type Huge struct {
+	Bytes  []byte // zeroed
+	mapped []byte
+}
+
+// NewHuge maps at least n bytes, of which none is there before it is touched. Without memory it is ordinary memory of Go's.
+func NewHuge(n int) Huge {
+	n = (n + HugePage - 1) &^ (HugePage - 1)
+	mem, err := unix.Mmap(-1, 0, n+HugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return Huge{Bytes: make([]byte, n)}
+	}
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // only for speed
+	at := int(-uintptr(unsafe.Pointer(unsafe.SliceData(mem))) & (HugePage - 1))
+	return Huge{Bytes: mem[at : at+n : at+n], mapped: mem}
+}
+
+// Free unmaps it.
+func (h *Huge) Free() {
+	if h.mapped != nil {
+		_ = unix.Munmap(h.mapped) // our own
+	}
+	*h = Huge{}
+}
