@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"crpipe/test/harness"
 )
@@ -38,8 +39,27 @@ func TestSources(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			j := harness.StartFixture(t, name, harness.Options{Args: fx.args, PidNS: fx.pidns})
+			before := j.Footprint()
 			compareSources(t, j)
+			j.CheckUnharmed(before)
 			j.Finish()
+		})
+	}
+}
+
+// TestSourcesOfRealPrograms is the same for the real programs, at a random moment of their work, which goes on to its right end.
+func TestSourcesOfRealPrograms(t *testing.T) {
+	harness.NeedRoot(t)
+	for _, p := range programs() {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			rnd := seeded(t)
+			j := p.start(t)
+			time.Sleep(time.Duration(rnd.Int63n(int64(p.takes))))
+			if !j.Ended() {
+				compareSources(t, j)
+			}
+			j.Verdict(120 * time.Second)
 		})
 	}
 }
@@ -47,9 +67,13 @@ func TestSources(t *testing.T) {
 // compareSources freezes a job and dumps it both ways, the classical one last, since it has the job execute something.
 func compareSources(t *testing.T, j *harness.Job) {
 	t.Helper()
-	before := j.Footprint()
 	begin := harness.Monotonic()
-	j.MustSh("cr-freeze $PID > job.ticket")
+	if r := j.Sh("cr-freeze $PID > job.ticket"); r.Status != 0 {
+		if !j.Ended() {
+			t.Fatalf("cr-freeze: status %d: %s", r.Status, r.Stderr)
+		}
+		return
+	}
 	if r := j.Sh("cr-dump --source bpf < job.ticket > bpf.cr"); r.Status == 3 {
 		j.MustSh("cr-thaw < job.ticket")
 		t.Logf("refused by both: %s", r.Stderr)
@@ -60,7 +84,6 @@ func compareSources(t *testing.T, j *harness.Job) {
 	r := j.Sh("cr-dump --source classical < job.ticket > classical.cr")
 	j.MustSh("cr-thaw < job.ticket")
 	j.StoodStill(begin)
-	j.CheckUnharmed(before)
 	switch r.Status {
 	case 0:
 	case 3, 5:

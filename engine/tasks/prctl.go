@@ -26,6 +26,10 @@ type Prctls struct {
 	IOFlusher    bool   `msgpack:"io_flusher,omitempty"`
 	TSCFaults    bool   `msgpack:"tsc_faults,omitempty"`
 
+	// What PR_SET_SPECULATION_CTRL is given; 0: it was not called, or this machine controls nothing.
+	StoreBypass    uint32 `msgpack:"store_bypass,omitempty"`
+	IndirectBranch uint32 `msgpack:"indirect_branch,omitempty"`
+
 	Mempolicy      uint16   `msgpack:"mempolicy,omitempty"` // set_mempolicy(2): MPOL_*, 0 the default
 	MempolicyFlags uint16   `msgpack:"mempolicy_flags,omitempty"`
 	MempolicyNodes []uint64 `msgpack:"mempolicy_nodes,omitempty"` // the mask, lowest nodes first
@@ -71,9 +75,7 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 	if policy := look(l, v.Mempolicy, "memory policy"); policy.Set {
 		p.Mempolicy, p.MempolicyFlags, p.MempolicyNodes = policy.Mode, policy.Flags, policy.Nodes
 	}
-	if s, known := v.Speculation.Get(); known {
-		l.refuse(s != kernelview.Speculation{}, "has a speculation control set")
-	}
+	p.StoreBypass, p.IndirectBranch = speculation(look(l, v.Speculation, "speculation controls"))
 	l.refuse(look(l, v.Landlock, "Landlock domain"), "is in a Landlock domain (landlock(7)), which no call describes")
 	if on, known := v.Breakpoints.Get(); known {
 		l.refuse(on, "has hardware breakpoints set")
@@ -82,6 +84,25 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 		l.refuse(on, "has I/O ports open (iopl or ioperm)")
 	}
 	return p
+}
+
+// speculation returns the values by which PR_SET_SPECULATION_CTRL sets what is set. Without them a thread has the machine's default.
+func speculation(s kernelview.Speculation) (storeBypass, indirectBranch uint32) {
+	switch {
+	case s.SSBForceDisable:
+		storeBypass = unix.PR_SPEC_FORCE_DISABLE
+	case s.SSBNoexec:
+		storeBypass = unix.PR_SPEC_DISABLE_NOEXEC
+	case s.SSBDisable:
+		storeBypass = unix.PR_SPEC_DISABLE
+	}
+	switch {
+	case s.IBForceDisable:
+		indirectBranch = unix.PR_SPEC_FORCE_DISABLE
+	case s.IBDisable:
+		indirectBranch = unix.PR_SPEC_DISABLE
+	}
+	return storeBypass, indirectBranch
 }
 
 // noSlack says whether a thread has the default timer slack 0, which a restore cannot pass on (fork(2)).
@@ -107,6 +128,14 @@ func (p *Prctls) Calls(b *tracee.Batch, a *arch.Arch) {
 	}
 	if p.TSCFaults {
 		b.Call(n.Prctl, unix.PR_SET_TSC, unix.PR_TSC_SIGSEGV)
+	}
+	if p.StoreBypass != 0 {
+		b.Call(n.Prctl, unix.PR_SET_SPECULATION_CTRL, unix.PR_SPEC_STORE_BYPASS, uint64(p.StoreBypass), zero, zero).
+			Note("control of speculative store bypass (PR_SET_SPECULATION_CTRL)")
+	}
+	if p.IndirectBranch != 0 {
+		b.Call(n.Prctl, unix.PR_SET_SPECULATION_CTRL, unix.PR_SPEC_INDIRECT_BRANCH, uint64(p.IndirectBranch), zero, zero).
+			Note("control of indirect branch speculation (PR_SET_SPECULATION_CTRL)")
 	}
 	if p.Mempolicy != 0 {
 		mask, bits := object.NodeMask(p.MempolicyNodes, a)

@@ -1,6 +1,6 @@
 /*
  * What a task is besides, each set in a process of its own and read back: system call user dispatch, the login uid, the nice value of an autogroup, session, thread and process keyrings, the
- * hash of private futexes, huge pages only where advised, a local descriptor table, SUID_DUMP_ROOT.
+ * hash of private futexes, huge pages only where advised, a local descriptor table, SUID_DUMP_ROOT, speculation controls.
  */
 #include "fixture.h"
 #include <linux/keyctl.h>
@@ -260,11 +260,28 @@ static void policies(void)
 		fx_reap_ok(pid[i]);
 }
 
+/* each control of speculation that this machine has: PR_SPEC_STORE_BYPASS 0, PR_SPEC_INDIRECT_BRANCH 1. fx_wait_check compares them. */
+static void controlled(unsigned long store, unsigned long branch)
+{
+	const unsigned long want[] = { store, branch };
+	for (int i = 0; i < 2; i++)
+		if (prctl(PR_GET_SPECULATION_CTRL, i, 0, 0, 0) & PR_SPEC_PRCTL) {
+			MUST(prctl(PR_SET_SPECULATION_CTRL, i, want[i], 0, 0));
+			CHECK_EQ(prctl(PR_GET_SPECULATION_CTRL, i, 0, 0, 0), PR_SPEC_PRCTL | want[i], "set-up: PR_GET_SPECULATION_CTRL");
+		}
+	fx_up();
+	fx_wait_check();
+}
+
+static void speculating(void) { controlled(PR_SPEC_DISABLE, PR_SPEC_DISABLE); }
+static void until_exec(void) { controlled(PR_SPEC_DISABLE_NOEXEC, PR_SPEC_ENABLE); }
+static void for_good(void) { controlled(PR_SPEC_FORCE_DISABLE, PR_SPEC_FORCE_DISABLE); }
+
 int main(int argc, char **argv)
 {
 	fx_init(argc, argv);
 	fx_append("up", "", 0);
-	void (*how[])(void) = { dispatch, inclusive, login, autogroup, sharing, named, emptied, space, table, undumpable, policies };
+	void (*how[])(void) = { dispatch, inclusive, login, autogroup, sharing, named, emptied, space, table, undumpable, policies, speculating, until_exec, for_good };
 	enum { N = sizeof how / sizeof *how };
 	pid_t pid[N];
 	for (int i = 0; i < N; i++) {
