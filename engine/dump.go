@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -150,6 +151,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	pauseMoves(kept, d, o)
 	err = writeTree(kept, d, held)
 	if kept.Whole() && !o.Kill {
 		gone = true
@@ -446,6 +448,25 @@ func cgroupsOf(p *object.Process, held *treeHold) ([]tasks.Cgroup, error) {
 		out = append(out, tasks.Cgroup{Controllers: l.Controllers, Path: held.FormerCgroup(p.PID, l)})
 	}
 	return out, nil
+}
+
+// pauseMoves: while a large tree is written nobody needs cheap moves between cgroups, which cost every fork and exit of the machine a little; only
+// shortly before its end again.
+func pauseMoves(kept *holdBack, d *object.Dumper, o *DumpOptions) {
+	const shortly = 48 << 20 // bytes: longer than a grace period of RCU takes
+	var size uint64
+	for _, p := range d.Processes {
+		for _, line := range p.Status.Memory {
+			if line.Key == "RssAnon" {
+				kib, _ := strconv.ParseUint(strings.TrimSuffix(line.Value, " kB"), 10, 64)
+				size += kib << 10
+			}
+		}
+	}
+	kept.long = func() { o.Guard.expectMoves(false) }
+	if !o.Kill { // it is not moved back
+		kept.nearly, kept.nearlyAt = func() { o.Guard.expectMoves(true) }, size-min(size, shortly)
+	}
 }
 
 // writeTree writes the stream. It ends it only when nothing of the tree has run while it was looked at.

@@ -16,6 +16,11 @@ type holdBack struct {
 	out     io.Writer
 	buf     []byte
 	passing bool
+
+	// long is called when it keeps nothing any more, nearly when then so many bytes have been written, if ever. Both may be nil.
+	long, nearly func()
+	nearlyAt     uint64
+	written      uint64
 }
 
 // newHoldBack takes memory whose first touch costs little: it is a time at which each page fault counts.
@@ -43,8 +48,16 @@ func (h *holdBack) WriteVector(bufs ...[]byte) error {
 		}
 		return nil
 	}
+	if !h.passing && h.long != nil {
+		h.long()
+	}
 	if err := h.Flush(); err != nil {
 		return err
+	}
+	h.written += uint64(n)
+	if h.nearly != nil && h.written >= h.nearlyAt {
+		h.nearly()
+		h.nearly = nil
 	}
 	return writeVector(h.out, bufs...)
 }

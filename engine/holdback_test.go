@@ -34,6 +34,8 @@ func TestHoldBack(t *testing.T) {
 	for _, sizes := range [][]int{{}, {1}, {10, holdBackMost - 10}, {10, holdBackMost - 9, 5}, {holdBackMost + 1, 3}, {5, holdBackMost, 7, 9}} {
 		var out vectors
 		h := newHoldBack(&out)
+		long, nearly := 0, 0
+		h.long, h.nearly, h.nearlyAt = func() { long++ }, func() { nearly++ }, 10
 		var want []byte
 		for i, n := range sizes {
 			if err := h.WriteVector(piece(n/2, 'a'+byte(i)), piece(n-n/2, 'A'+byte(i))); err != nil {
@@ -43,6 +45,9 @@ func TestHoldBack(t *testing.T) {
 		}
 		if fits := len(want) <= holdBackMost; h.Whole() != fits || fits && out.Len() > 0 {
 			t.Errorf("%v: whole %v, %d bytes written", sizes, h.Whole(), out.Len())
+		}
+		if h.Whole() != (long == 0) || long > 1 || nearly > long {
+			t.Errorf("%v: said %d times that it is long, %d times that it is nearly over", sizes, long, nearly)
 		}
 		if err := h.Flush(); err != nil || h.Whole() {
 			t.Errorf("%v: flush: %v, whole %v", sizes, err, h.Whole())
