@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,6 +90,8 @@ type Watch struct {
 	procs   *sys.FD // may be nil
 	mark    string
 	guard   *process
+	started time.Time // when the guard was
+	short   int       // guards on end that died at once
 }
 
 const recordName = "crpipe-record"
@@ -179,18 +182,35 @@ func (w *Watch) fork(moving bool) error {
 		keep = append(keep, w.told.Int(), w.procs.Int())
 		l.moving, l.procs, l.self = moving, uintptr(w.procs.Int()), [1]byte{'0'}
 	}
-	if err := l.spare(); err != nil {
-		return err
+	if !withC {
+		if err := l.spare(); err != nil {
+			return err
+		}
 	}
 	w.guard.close()
 	w.guard, err = start(l, keep)
+	w.started = time.Now()
 	return err
 }
+
+// A guard that dies sooner than shortLife after its start, maxShort times on end, is not being killed: it cannot live here.
+const (
+	shortLife = 100 * time.Millisecond
+	maxShort  = 20
+)
+
+var errShortLived = errors.New("guards die as soon as they are started (is there a limit, or is something killing them?)")
 
 // Ensure starts a new guard if the one there was has died.
 func (w *Watch) Ensure() error {
 	if w.guard.alive() {
 		return nil
+	}
+	if w.short++; time.Since(w.started) > shortLife {
+		w.short = 0
+	}
+	if w.short >= maxShort {
+		return errShortLived
 	}
 	if err := w.fork(false); err != nil {
 		return fmt.Errorf("starting another guard: %w", err)

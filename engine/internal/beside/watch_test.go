@@ -2,6 +2,7 @@ package beside
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -149,6 +150,28 @@ func TestEnsure(t *testing.T) {
 	if now := sys.OpenFDs(); now != open {
 		t.Errorf("%d descriptors are open, were %d", now, open)
 	}
+}
+
+// TestShortLived: a guard that cannot live is not started for ever.
+func TestShortLived(t *testing.T) {
+	w, err := NewWatch(mark, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for i := range 10 * maxShort {
+		_ = unix.Kill(w.GuardPID(), unix.SIGKILL)
+		AwaitDeath(w.GuardPID())
+		if err := w.Ensure(); errors.Is(err, errShortLived) {
+			if i < maxShort-1 {
+				t.Errorf("given up after %d", i)
+			}
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Skip("this machine is too slow to kill guards at once")
 }
 
 // TestOrphanedByMistake: a variable that is left over in somebody's environment does nothing.

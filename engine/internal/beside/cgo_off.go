@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package beside
+
+const withC = false
