@@ -117,6 +117,7 @@ var amd64Syscalls = Syscalls{
 	TimerGettime:         224,
 	TimerGetoverrun:      225,
 	TimerDelete:          226,
+	Utimensat:            280,
 	TimerfdCreate:        283,
 	TimerfdSettime:       286,
 	TimerfdGettime:       287,

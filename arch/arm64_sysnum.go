@@ -117,6 +117,7 @@ var arm64Syscalls = Syscalls{
 	TimerGettime:         108,
 	TimerGetoverrun:      109,
 	TimerDelete:          111,
+	Utimensat:            88,
 	TimerfdCreate:        85,
 	TimerfdSettime:       86,
 	TimerfdGettime:       87,

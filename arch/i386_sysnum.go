@@ -117,6 +117,7 @@ var x86Syscalls = Syscalls{
 	TimerGettime:         261,
 	TimerGetoverrun:      262,
 	TimerDelete:          263,
+	Utimensat:            320,
 	TimerfdCreate:        322,
 	TimerfdSettime:       325,
 	TimerfdGettime:       326,

@@ -117,6 +117,7 @@ var ppc64leSyscalls = Syscalls{
 	TimerGettime:         242,
 	TimerGetoverrun:      243,
 	TimerDelete:          244,
+	Utimensat:            304,
 	TimerfdCreate:        306,
 	TimerfdSettime:       311,
 	TimerfdGettime:       312,

@@ -117,6 +117,7 @@ var s390xSyscalls = Syscalls{
 	TimerGettime:         256,
 	TimerGetoverrun:      257,
 	TimerDelete:          258,
+	Utimensat:            315,
 	TimerfdCreate:        319,
 	TimerfdSettime:       320,
 	TimerfdGettime:       321,

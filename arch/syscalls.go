@@ -35,7 +35,7 @@ type Syscalls struct {
 	PerfEventOpen, Bpf, Mount, Umount2, PivotRoot, MountSetattr, MoveMount, OpenTree, Fsopen, Fsconfig   int
 	Fsmount, Sethostname, Setdomainname, Acct, LandlockRestrictSelf, PidfdOpen, PidfdGetfd               int
 	PidfdSendSignal, ProcessVmReadv, ProcessVmWritev, Kcmp, Fstat, Newfstatat, Fstat64, Ftruncate        int
-	Ftruncate64, Iopl, Ioperm, Getcpu, Sysinfo, Times, Getrusage, Getrandom                              int
+	Ftruncate64, Iopl, Ioperm, Getcpu, Sysinfo, Times, Getrusage, Getrandom, Utimensat                   int
 }
 
 // SyscallName returns the kernel's name of a system call, or "system call N" for a number that this

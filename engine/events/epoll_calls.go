@@ -48,7 +48,10 @@ func wakenerOf(r *object.Restorer, o *object.Object, fd int) *wakener {
 	}
 	return &wakener{
 		before: func(b *tracee.Batch) { b.Call(b.Sys().Write, write, []byte{0}, 1).Note("waking a pipe") },
-		after:  func(b *tracee.Batch) { b.Call(b.Sys().Read, read, b.Space(1), 1).Note("calming a pipe") },
+		after: func(b *tracee.Batch) {
+			b.Call(b.Sys().Read, read, b.Space(1), 1).Note("calming a pipe")
+			files.PipeTimes(b, r, o)
+		},
 	}
 }
 

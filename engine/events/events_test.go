@@ -190,6 +190,7 @@ func roundTrip(t *testing.T, program string, drop func(stream.Type, string) bool
 	// What is outside of this test's interest.
 	d.External = []string{"stdin", "stdout"}
 	first = filestest.Dump(t, d)
+	time.Sleep(20 * time.Millisecond) // the clock of files' times ticks slowly: a time that is not restored must be another one
 	inherit := map[string]int{}
 	for _, name := range []string{"stdin", "stdout"} {
 		null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -8,6 +9,7 @@ import (
 
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -421,4 +423,23 @@ func PipeEnds(r *object.Restorer, o *object.Object) (read, write int, ok bool) {
 		return -1, -1, false
 	}
 	return m.ends[0], m.ends[1], true
+}
+
+// PipeTimes sets again the times of a pipe whose end o is, after a write to it. Those of a FIFO are its file's.
+func PipeTimes(b *tracee.Batch, r *object.Restorer, o *object.Object) {
+	s, is := o.State.(*pipeEndState)
+	if !is {
+		return
+	}
+	m, err := object.Recall[madePipe](r, s.Pipe)
+	if err != nil || m.look.Modify == 0 {
+		return
+	}
+	var times []byte
+	for _, t := range []int64{m.look.Access, m.look.Modify} {
+		ts := unix.NsecToTimespec(t)
+		times = binary.NativeEndian.AppendUint64(times, uint64(ts.Sec))
+		times = binary.NativeEndian.AppendUint64(times, uint64(ts.Nsec))
+	}
+	b.Call(b.Sys().Utimensat, m.ends[0], 0, times, 0).Note("setting the times of a pipe")
 }
