@@ -79,8 +79,11 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 			if err != nil {
 				return err
 			}
-			b.Call(nr.Mmap, v.start, v.size(), v.firstProt(), v.mapFlags(), fd, v.offset).
-				Expect(uint64(v.start)).Note("mapping %s%s", span(v.start, v.end), v.showing())
+			c := b.Call(nr.Mmap, v.start, v.size(), v.firstProt(), v.mapFlags(), fd, v.offset)
+			c.Expect(uint64(v.start)).Note("mapping %s%s", span(v.start, v.end), v.showing())
+			if v.flags&flagDroppable != 0 {
+				c.Since("6.11")
+			}
 		}
 		for _, advice := range v.advice(true) {
 			b.Call(nr.Madvise, v.start, v.size(), advice).Note("mapping %s", span(v.start, v.end))
@@ -247,7 +250,7 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 		}
 	}
 	for _, g := range s.MM.Guards {
-		b.Call(nr.Madvise, g.Start, g.End-g.Start, madvGuardInstall).Note("guard region %x-%x", g.Start, g.End)
+		b.Call(nr.Madvise, g.Start, g.End-g.Start, madvGuardInstall).Note("guard region %x-%x", g.Start, g.End).Since("6.13")
 	}
 	for i := range s.areas {
 		v := &s.areas[i]
@@ -271,14 +274,17 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 		if s.MM.THPAdvised {
 			flags = prTHPExceptAdvised
 		}
-		b.Call(nr.Prctl, unix.PR_SET_THP_DISABLE, 1, flags, 0, 0).Note("PR_SET_THP_DISABLE")
+		c := b.Call(nr.Prctl, unix.PR_SET_THP_DISABLE, 1, flags, 0, 0).Note("PR_SET_THP_DISABLE")
+		if flags != 0 {
+			c.Since("6.18")
+		}
 	}
 	if s.MM.FutexHash {
-		b.Call(nr.Prctl, prFutexHash, prFutexHashSetSlots, s.MM.FutexSlots, 0, 0).Note("PR_FUTEX_HASH, %d slots", s.MM.FutexSlots)
+		b.Call(nr.Prctl, prFutexHash, prFutexHashSetSlots, s.MM.FutexSlots, 0, 0).Note("PR_FUTEX_HASH, %d slots", s.MM.FutexSlots).Since("6.16")
 	}
 	s.ldtCalls(b)
 	if s.MM.KSMMerge {
-		b.Call(nr.Prctl, prSetMemoryMerge, 1, 0, 0, 0).Note("PR_SET_MEMORY_MERGE")
+		b.Call(nr.Prctl, prSetMemoryMerge, 1, 0, 0, 0).Note("PR_SET_MEMORY_MERGE").Since("6.4")
 	}
 	switch {
 	case s.MM.LockOnFault:
@@ -362,11 +368,11 @@ func (s *Space) Settle(r *object.Restorer, b *tracee.Batch) {
 	}
 	for i := range s.areas {
 		if v := &s.areas[i]; v.flags&flagSealed != 0 {
-			b.Call(nr.Mseal, v.start, v.size(), 0).Note("mapping %s", span(v.start, v.end))
+			b.Call(nr.Mseal, v.start, v.size(), 0).Note("mapping %s", span(v.start, v.end)).Since("6.10")
 		}
 	}
 	if s.MM.MDWE != 0 {
-		b.Call(nr.Prctl, unix.PR_SET_MDWE, s.MM.MDWE, 0, 0, 0).Note("PR_SET_MDWE")
+		b.Call(nr.Prctl, unix.PR_SET_MDWE, s.MM.MDWE, 0, 0, 0).Note("PR_SET_MDWE, %d", s.MM.MDWE).Since([...]string{1: "6.3", 3: "6.6"}[s.MM.MDWE])
 	}
 }
 

@@ -25,6 +25,7 @@ type Call struct {
 	expect uint64
 	allow  []unix.Errno
 	note   string
+	since  string
 	child  *Task // of Clone
 
 	offset int   // of the entry in its slot, during its part
@@ -224,6 +225,12 @@ func (c *Call) Note(format string, args ...any) *Call {
 	return c
 }
 
+// Since says which version of Linux was the first to know the call, or its arguments: on an older one it fails with a SinceError.
+func (c *Call) Since(version string) *Call {
+	c.since = version
+	return c
+}
+
 // Result is what the call returned, -errno where it failed; 0 if it was not reached.
 func (c *Call) Result() int64 { return c.result }
 
@@ -305,6 +312,30 @@ func (e *CallError) Error() string {
 		note = " for " + e.Note
 	}
 	return fmt.Sprintf("pid %d: call %d of a batch, %s%s: %s", e.Tid, e.Index, e.Name, note, what)
+}
+
+// SinceError is a CallError of a call that needs a later kernel.
+type SinceError struct {
+	CallError
+	Linux string // the first version that knows it
+}
+
+func (e *SinceError) Error() string { return e.CallError.Error() + ", which needs Linux " + e.Linux }
+func (e *SinceError) Unwrap() error { return &e.CallError }
+
+// ExitCode is that of a kernel that lacks something.
+func (e *SinceError) ExitCode() int { return 5 }
+
+// Hint says what helps.
+func (e *SinceError) Hint() string { return "restore on Linux " + e.Linux + " or later" }
+
+// failure is the error of a call that has failed.
+func (c *Call) failure(tid, index int, a *arch.Arch) error {
+	e := CallError{Tid: tid, Name: c.abi(a).SyscallName(c.nr), Index: index, Note: c.note, Result: c.result, Err: c.Errno(), Expect: c.expect}
+	if c.since != "" && (e.Err == unix.ENOSYS || e.Err == unix.EINVAL) {
+		return &SinceError{e, c.since}
+	}
+	return &e
 }
 
 func (e *CallError) Unwrap() error {

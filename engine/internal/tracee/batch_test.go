@@ -305,3 +305,28 @@ func TestCrashIsNamed(t *testing.T) {
 		t.Errorf("unmapping the routine: %v", err)
 	}
 }
+
+// A call that this kernel does not know says since when there is one that does, and that this one lacks it.
+func TestSince(t *testing.T) {
+	r := newRig(t, 2)
+	for _, c := range []struct {
+		version string
+		status  int
+	}{{"99.1", 5}, {"", 1}} {
+		b := r.arena.NewBatch()
+		b.Call(b.Sys().Prctl, 0x7ffffff0, 0, 0, 0, 0).Note("a prctl of the future").Since(c.version)
+		err := r.RunOne(r.stub, b)
+		var call *CallError
+		if !errors.As(err, &call) || !errors.Is(err, unix.EINVAL) {
+			t.Fatalf("%v", err)
+		}
+		status := 1
+		var coded interface{ ExitCode() int }
+		if errors.As(err, &coded) {
+			status = coded.ExitCode()
+		}
+		if status != c.status || strings.Contains(err.Error(), "needs Linux 99.1") != (c.version != "") {
+			t.Errorf("since %q: status %d, %v", c.version, status, err)
+		}
+	}
+}

@@ -186,7 +186,7 @@ func (k *Task) collect(part []*Call, bufs []*Buf, first int) error {
 			break
 		}
 		if i == done || !c.tolerable() {
-			return &CallError{Tid: k.Tid, Name: c.abi(k.arena.arch).SyscallName(c.nr), Index: first + i, Note: c.note, Result: c.result, Err: c.Errno(), Expect: c.expect}
+			return c.failure(k.Tid, first+i, k.arena.arch)
 		}
 	}
 	return nil
