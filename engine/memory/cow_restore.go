@@ -228,7 +228,7 @@ func overlap(ranges []Range, start, end arch.Addr) []Range {
 func (b *Bank) Layout(r *object.Restorer, batch *tracee.Batch, keep [2]arch.Addr) error {
 	nr := batch.Sys()
 	batch.Call(nr.Munmap, 0, keep[0]).Note("everything below the arena")
-	batch.Call(nr.Munmap, keep[1], batch.Arch().TaskSize-keep[1]).Note("everything above the arena")
+	batch.Call(nr.Munmap, keep[1], b.space.arch.TaskSize-keep[1]).Note("everything above the arena")
 	for i := range b.space.areas {
 		v := &b.space.areas[i]
 		fd, err := v.descriptor(r)
@@ -331,7 +331,7 @@ func (s *Space) leave(b *tracee.Batch, keep [2]arch.Addr) {
 		gap(keep[0])
 		at = keep[1]
 	}
-	gap(b.Arch().TaskSize)
+	gap(s.arch.TaskSize) // a 32-bit program's tasks may not even name what is above theirs
 }
 
 // MapBank says which task is the bank.

@@ -195,9 +195,10 @@ var Slow = sync.OnceValue(func() time.Duration {
 	return time.Duration(n)
 })
 
-// eventually polls until ok says true; false when it did not within the time, on a real machine.
+// eventually polls until ok says true; false when it did not within the time, on a real machine. What may take a minute there gets no more.
 func eventually(limit time.Duration, ok func() bool) bool {
-	for end := time.Now().Add(limit * Slow()); ; time.Sleep(5 * time.Millisecond) {
+	limit = max(limit, min(limit*Slow(), 2*time.Minute))
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return true
 		}

@@ -27,7 +27,7 @@ const CommandTimeout = 90 * time.Second
 // DIR and AUX of the job; TMPDIR is a directory that must be empty afterwards.
 func (j *Job) Sh(script string, env ...string) Result {
 	j.T.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), CommandTimeout*Slow())
+	ctx, cancel := context.WithTimeout(context.Background(), max(CommandTimeout, min(CommandTimeout*Slow(), 3*time.Minute)))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "set -euo pipefail\n"+script)
 	cmd.Dir = j.Aux
