@@ -24,7 +24,7 @@ type machine struct {
 
 // commandLine of the kernel. What is left out costs time under emulation, or judges the machine by the clock.
 const commandLine = "console=ttyS0 panic=-1 oops=panic quiet mitigations=off nopti tsc=reliable no_timer_check nowatchdog " +
-	"rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on ia32_emulation=on"
+	"rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on ia32_emulation=on secretmem.enable=1"
 
 // run boots the machine, has the tests' output pass through test2json to standard output, and returns an error unless every job
 // has run and all have passed.
