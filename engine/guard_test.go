@@ -243,13 +243,14 @@ func TestGuardKilled(t *testing.T) {
 				if i%2 > 0 {
 					// The command goes on with another guard, until it is killed itself.
 					_ = unix.Kill(g.guard, unix.SIGKILL)
-					g.anotherGuard(t)
+					waitDead(t, guard)
+					guard = openPid(t, g.anotherGuard(t))
 					pause()
 				}
 				_ = g.Process.Kill()
 				_ = g.Wait()
 				waitDead(t, command)
-				waitDead(t, guard)
+				waitDead(t, guard) // which still has the tree in its hands when the command is dead
 				tree.mustRun(t)
 				tree.mustBeTidy(t)
 			}

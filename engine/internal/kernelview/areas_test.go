@@ -56,7 +56,7 @@ func differ(areas []Area, list []procfs.SmapsVMA) string {
 		switch {
 		case a.Start != s.Start || a.End != s.End:
 			return fmt.Sprintf("%v-%v and %v-%v", a.Start, a.End, s.Start, s.End)
-		case a.Flags.Known && a.Flags.V != strings.Join(s.Flags.Codes(), " "):
+		case a.Flags.Known && a.Flags.V != strings.Replace(strings.Join(s.Flags.Codes(), " "), "lo ??", "lo lf", 1): // before Linux 6.18
 			return fmt.Sprintf("%v-%v %s has the flags %q, and %q", s.Start, s.End, s.Path, s.Flags, a.Flags.V)
 		case hasFile != (a.File != 0), hasFile && a.Offset != s.Offset:
 			return fmt.Sprintf("%v-%v %s at %#x: file %v at %#x", s.Start, s.End, s.Path, s.Offset, a.File, a.Offset)
