@@ -115,7 +115,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		}
 	}
 	if len(o.PIDs) > 0 && o.Ticket == nil {
-		rehearse(view, a, o.PIDs[0])
+		prepare(view, a, o.PIDs[0])
 	}
 	kept := newHoldBack(countProgress(ctx, w, o.Progress))
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
@@ -190,6 +190,15 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 		if err := step(d); err != nil {
 			return err
 		}
+	}
+	if held.Detached() {
+		var leaders []int
+		for _, p := range d.Processes {
+			if !p.Zombie {
+				leaders = append(leaders, p.Leader().TID)
+			}
+		}
+		held.view.AreasAhead(leaders)
 	}
 	// Objects first, for all processes, then the processes and threads that use them (design.md section 2).
 	for _, p := range d.Processes {

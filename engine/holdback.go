@@ -11,7 +11,13 @@ import (
 // reads the stream may take all the time in the world.
 var holdBackMost = 4 << 20 // changed by tests
 
-// A holdBack keeps what is written to it until it is flushed, or becomes too much: then it keeps nothing any more.
+const (
+	gatherBelow = 64 << 10  // bytes of a piece that is worth a write of its own
+	gatherMost  = 256 << 10 // bytes that are gathered
+)
+
+// A holdBack keeps what is written to it until it is flushed, or becomes too much. Then it only gathers small pieces: one write of many records
+// instead of many.
 type holdBack struct {
 	out     io.Writer
 	buf     []byte
@@ -42,7 +48,7 @@ func (h *holdBack) WriteVector(bufs ...[]byte) error {
 	for _, b := range bufs {
 		n += len(b)
 	}
-	if !h.passing && len(h.buf)+n <= cap(h.buf) {
+	if !h.passing && len(h.buf)+n <= cap(h.buf) || h.passing && n < gatherBelow && len(h.buf)+n <= gatherMost {
 		for _, b := range bufs {
 			h.buf = append(h.buf, b...)
 		}
@@ -51,18 +57,18 @@ func (h *holdBack) WriteVector(bufs ...[]byte) error {
 	if !h.passing && h.long != nil {
 		h.long()
 	}
-	if err := h.Flush(); err != nil {
-		return err
-	}
-	h.written += uint64(n)
+	h.passing = true
+	h.written += uint64(len(h.buf) + n)
 	if h.nearly != nil && h.written >= h.nearlyAt {
 		h.nearly()
 		h.nearly = nil
 	}
-	return writeVector(h.out, bufs...)
+	kept := h.buf
+	h.buf = h.buf[:0]
+	return writeVector(h.out, append([][]byte{kept}, bufs...)...)
 }
 
-// Flush writes what was kept. From then on nothing is.
+// Flush writes what was kept.
 func (h *holdBack) Flush() error {
 	h.passing = true
 	kept := h.buf

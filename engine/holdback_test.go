@@ -55,6 +55,9 @@ func TestHoldBack(t *testing.T) {
 		if _, err := h.Write([]byte("end")); err != nil {
 			t.Error(err)
 		}
+		if err := h.Flush(); err != nil {
+			t.Error(err)
+		}
 		if want = append(want, "end"...); !bytes.Equal(out.Bytes(), want) {
 			t.Errorf("%v: %d bytes arrived, want %d", sizes, out.Len(), len(want))
 		}

@@ -9,6 +9,7 @@ import (
 	"crpipe/engine/files"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
@@ -19,6 +20,20 @@ import (
 
 // What a program does for the first time takes several times as long as the second time: its code and its memory are page faults, its caches are
 // empty. A small process would stand still mostly for that. So a look at one process of the tree is rehearsed while it still runs.
+
+// crowd is from how many tasks on a dump needs so much memory that it is worth some preparation.
+const crowd = 64
+
+// prepare gets ready for a tree, which still runs.
+func prepare(view kernelview.View, a *arch.Arch, pid int) {
+	if st, err := procfs.ReadStatus(pid); err == nil {
+		children, _ := procfs.ReadChildren(pid, pid) // without them: a guess that is too low
+		if st.Threads+len(children) >= crowd {
+			sys.HugeHeap(32 << 20)
+		}
+	}
+	rehearse(view, a, pid)
+}
 
 // rehearse looks at a running process as a dump does, and forgets what it sees: it may be wrong in any way, errors included. Nothing is changed
 // in the process, since the view reads the kernel's memory.

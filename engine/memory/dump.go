@@ -33,6 +33,7 @@ type mmDump struct {
 	objects map[objectKey]mapped // by what maps says
 	current *procfs.SmapsVMA     // the mapping that is being looked at
 	memory  *sys.FD              // /proc/PID/mem, opened when first wanted
+	image   []byte               // of the vdso, once it has been read
 
 	policies []Policy // of the mappings
 }
@@ -338,13 +339,16 @@ func (m *mmDump) vdso(areas []Area) (stream.Ref, error) {
 		if size > 1<<19 {
 			return stream.Ref{}, fmt.Errorf("reading the vdso: it has %d bytes", size)
 		}
-		image := make([]byte, size)
-		mem, err := m.mem()
-		if err != nil {
-			return stream.Ref{}, err
-		}
-		if n, err := readAt(mem, image, areas[i].Start); err != nil || n < len(image) {
-			return stream.Ref{}, fmt.Errorf("reading the vdso: %d bytes of %d: %w", n, len(image), errors.Join(err, unix.EFAULT))
+		image := m.image
+		if uint64(len(image)) != size {
+			mem, err := m.mem()
+			if err != nil {
+				return stream.Ref{}, err
+			}
+			image = make([]byte, size)
+			if n, err := readAt(mem, image, areas[i].Start); err != nil || n < len(image) {
+				return stream.Ref{}, fmt.Errorf("reading the vdso: %d bytes of %d: %w", n, len(image), errors.Join(err, unix.EFAULT))
+			}
 		}
 		if arch.VDSOWordSize(image) != m.arch.WordSize {
 			m.d.Refuse(m.p.Error("", object.Unsupportedf("its vdso is not that of a program of %s (x32?)", m.arch.Machine)))

@@ -5,8 +5,11 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"crpipe/arch"
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 )
 
 // kernelsOwn is the vdso as this kernel maps it into every process, this one among them; nil when it cannot be read.
@@ -21,20 +24,21 @@ var kernelsOwn = sync.OnceValue(func() []byte {
 	}
 	for i := range list {
 		if list[i].Path == a.VDSO.Code {
-			return readVDSO(os.Getpid(), &list[i])
+			mem, err := sys.Open("/proc/self/mem", unix.O_RDONLY, 0)
+			if err != nil {
+				return nil
+			}
+			defer mem.Close()
+			return readVDSO(mem, &list[i])
 		}
 	}
 	return nil
 })
 
-func readVDSO(pid int, v *procfs.VMA) []byte {
-	mem, err := os.Open(procfs.Path(pid, "mem"))
-	if err != nil {
-		return nil
-	}
-	defer mem.Close()
+// readVDSO reads it through /proc/PID/mem; nil when it cannot be read.
+func readVDSO(mem *sys.FD, v *procfs.VMA) []byte {
 	image := make([]byte, min(v.Size(), 1<<19))
-	if _, err := mem.ReadAt(image, int64(v.Start)); err != nil {
+	if n, err := readAt(mem, image, uint64(v.Start)); err != nil || n < len(image) {
 		return nil
 	}
 	return image
@@ -44,5 +48,13 @@ func readVDSO(pid int, v *procfs.VMA) []byte {
 // contents are not kept then, since another kernel's must take their place at restore.
 func (m *mmDump) untouched(v *procfs.VMA) bool {
 	own := kernelsOwn()
-	return own != nil && bytes.Equal(own, readVDSO(m.tid, v))
+	if own == nil {
+		return false
+	}
+	mem, err := m.mem()
+	if err != nil {
+		return false
+	}
+	m.image = readVDSO(mem, v)
+	return bytes.Equal(own, m.image)
 }

@@ -25,6 +25,8 @@ type bpfView struct {
 
 	taskArena, frameArena, fpArena arena // of raws
 
+	ahead map[int]Maybe[[]Area] // by thread: what the next call of Areas says
+
 	ids   map[uint64]ID // by address
 	files []openFile    // by ID; of kind KindUnknown where it is no file
 

@@ -43,76 +43,133 @@ type mapleRef struct{ entry, first, last uint64 }
 
 // Areas is documented with View.
 func (v *bpfView) Areas(tid int) (Maybe[[]Area], error) {
-	none := Maybe[[]Area]{}
+	if areas, ok := v.ahead[tid]; ok {
+		delete(v.ahead, tid)
+		return areas, nil
+	}
+	all, err := v.areasOf([]int{tid})
+	if err != nil {
+		return Maybe[[]Area]{}, err
+	}
+	return all[0], nil
+}
+
+// AreasAhead is documented with RegisterView.
+func (v *bpfView) AreasAhead(tids []int) {
+	v.ahead = make(map[int]Maybe[[]Area], len(tids))
+	all, err := v.areasOf(tids)
+	if err != nil {
+		return // whoever asks for one of them hears of it
+	}
+	for i, tid := range tids {
+		v.ahead[tid] = all[i]
+	}
+}
+
+// areasOf tells the mappings of many threads with as few calls of the kernel as one takes.
+func (v *bpfView) areasOf(tids []int) ([]Maybe[[]Area], error) {
+	out := make([]Maybe[[]Area], len(tids))
 	l := v.l
 	for _, f := range []field{
 		fTMM, fMRoot, fMMapCount, fRange64Pivot, fRange64Slot, fArange64Pivot, fArange64Slot,
 		fVStart, fVEnd, fVMM, fVFlags, fVPgoff, fVFile,
 	} {
 		if !l.has(f) {
-			return none, nil
+			return out, nil
 		}
 	}
-	var mm uint64
-	if err := v.eachTask([]int{tid}, func(_ int, b []byte) { mm, _ = l.uint(b, fTMM) }); err != nil {
-		return none, err
+	mms := make([]uint64, len(tids))
+	if err := v.eachTask(tids, func(i int, b []byte) { mms[i], _ = l.uint(b, fTMM) }); err != nil {
+		return nil, err
 	}
-	if mm == 0 {
-		return Is[[]Area](nil), nil
-	}
-	space, err := v.mem.peek(mm, l.span["mm_struct"])
+	spaces, err := v.gatherMap(mms, l.span["mm_struct"])
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	root, _ := l.uint(space, fMRoot)
-	count, _ := l.uint(space, fMMapCount)
-	entries, err := v.mapleEntries(root)
+	roots := make([]uint64, len(tids))
+	for i, mm := range mms {
+		if mm != 0 && spaces[mm] == nil {
+			return nil, errFault
+		}
+		roots[i], _ = l.uint(spaces[mm], fMRoot)
+	}
+	trees, err := v.mapleEntries(roots)
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	if uint64(len(entries)) != count {
-		return none, errFault
+	var entries []mapleRef
+	var owners []uint64
+	for i, mm := range mms {
+		if count, _ := l.uint(spaces[mm], fMMapCount); uint64(len(trees[i])) != count {
+			return nil, errFault
+		}
+		entries = append(entries, trees[i]...)
+		for range trees[i] {
+			owners = append(owners, mm)
+		}
 	}
-	areas, err := v.areas(mm, entries)
+	areas, err := v.areas(owners, entries)
 	if err != nil {
-		return none, err
+		return nil, err
 	}
-	return Is(areas), nil
+	for i := range trees {
+		n := len(trees[i])
+		out[i], areas = Is(areas[:n:n]), areas[n:]
+	}
+	return out, nil
 }
 
-// mapleEntries lists the entries of a maple tree in ascending order.
-func (v *bpfView) mapleEntries(root uint64) ([]mapleRef, error) {
-	if root == 0 {
-		return nil, nil
+// mapleEntries lists the entries of maple trees in ascending order.
+func (v *bpfView) mapleEntries(roots []uint64) ([][]mapleRef, error) {
+	out := make([][]mapleRef, len(roots))
+	type node struct {
+		mapleRef
+		tree int
 	}
-	if !isNode(root) {
-		return nil, errFault // only an entry for index 0 alone can be without a node, which no mapping is
+	var level []node
+	for i, root := range roots {
+		switch {
+		case root == 0:
+		case !isNode(root):
+			return nil, errFault // only an entry for index 0 alone can be without a node, which no mapping is
+		default:
+			level = append(level, node{mapleRef{root, 0, math.MaxUint64}, i})
+		}
 	}
-	level := []mapleRef{{root, 0, math.MaxUint64}}
 	size := max(v.l.span["maple_range_64"], v.l.span["maple_arange_64"])
 	for range mapleMaxHeight {
-		var next []mapleRef
-		leaves, good := 0, true
+		if len(level) == 0 {
+			return out, nil
+		}
+		var next []node
+		var slots []mapleRef
+		good := true
 		err := v.mem.gatherEach(len(level),
 			func(i int) (uint64, int) { return level[i].entry &^ mapleNodeMask, size },
 			func(i int, b []byte) {
-				kind := level[i].entry >> mapleTypeShift & mapleTypeMask
-				if kind == mapleLeaf64 {
-					leaves++
+				if !good {
+					return
 				}
-				if good {
-					next, good = v.mapleSlots(next, kind, level[i], b)
+				n := level[i]
+				kind := n.entry >> mapleTypeShift & mapleTypeMask
+				slots, good = v.mapleSlots(slots[:0], kind, n.mapleRef, b)
+				// All leaves of a B-tree are equally deep.
+				inner := len(next) > 0 && next[len(next)-1].tree == n.tree
+				if kind == mapleLeaf64 {
+					out[n.tree] = append(out[n.tree], slots...)
+					good = good && !inner && len(out[n.tree]) <= mapleMaxSlots
+					return
+				}
+				good = good && len(out[n.tree]) == 0 && len(next) <= mapleMaxSlots
+				for _, s := range slots {
+					next = append(next, node{s, n.tree})
 				}
 			})
 		if err != nil {
 			return nil, err
 		}
-		// All leaves of a B-tree are equally deep.
-		if !good || leaves != 0 && leaves != len(level) || len(next) > mapleMaxSlots {
+		if !good {
 			return nil, errFault
-		}
-		if leaves != 0 {
-			return next, nil
 		}
 		level = next
 	}
@@ -160,8 +217,8 @@ func (v *bpfView) mapleSlots(out []mapleRef, kind uint64, at mapleRef, b []byte)
 	return out, false
 }
 
-// areas reads the mappings of an address space.
-func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
+// areas reads mappings, each of the address space that owners says.
+func (v *bpfView) areas(owners []uint64, entries []mapleRef) ([]Area, error) {
 	l := v.l
 	names := v.vmNames()
 	lines := make(map[uint64]Maybe[string])
@@ -177,7 +234,7 @@ func (v *bpfView) areas(mm uint64, entries []mapleRef) ([]Area, error) {
 			start, _ := l.uint(b, fVStart)
 			end, _ := l.uint(b, fVEnd)
 			owner, ok := l.uint(b, fVMM)
-			if !ok || owner != mm || start != entries[i].first || end-1 != entries[i].last {
+			if !ok || owner != owners[i] || start != entries[i].first || end-1 != entries[i].last {
 				good = false
 				return
 			}

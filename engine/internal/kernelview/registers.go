@@ -21,6 +21,10 @@ type RegisterView interface {
 	// differ between threads of one process.
 	Siblings(tids []int) ([]Sibling, error)
 
+	// AreasAhead reads what the next call of Areas for each of the threads says, of
+	// all at once: a tree stands still.
+	AreasAhead(tids []int)
+
 	// Marks tells what changes whenever a thread runs, if only for a moment.
 	Marks(tids []int) ([]Mark, error)
 }

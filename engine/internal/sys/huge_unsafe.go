@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -33,4 +34,12 @@ func (h *Huge) Free() {
 		_ = unix.Munmap(h.mapped) // our own
 	}
 	*h = Huge{}
+}
+
+// HugeHeap makes Go's heap grow by n bytes of huge pages, all free, for a program that is going to need some of that at once.
+func HugeHeap(n int) {
+	b := make([]byte, n)
+	_ = unix.Madvise(b, unix.MADV_HUGEPAGE) // only for speed
+	runtime.KeepAlive(b)
+	runtime.GC() // b is free from here on: what is allocated next finds its place there
 }
