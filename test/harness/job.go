@@ -141,6 +141,9 @@ func Start(t testing.TB, prog string, o Options) *Job {
 // StartFixture starts a fixture and waits until it is ready.
 func StartFixture(t testing.TB, name string, o Options) *Job {
 	t.Helper()
+	if name == "hugetlb" {
+		hugePages(t, 256)
+	}
 	prog := Prog
 	if o.Compat {
 		prog = Prog32

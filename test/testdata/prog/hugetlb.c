@@ -1,6 +1,6 @@
 /*
- * Private memory of hugetlbfs pages: written in part, with holes, read-only, without access, shared with a child since a fork. Where the pool is empty the kernel
- * is asked to make pages as they are needed (vm.nr_overcommit_hugepages).
+ * Private memory of hugetlbfs pages: written in part, with holes, read-only, without access, shared with a child since a fork. Where the pool is empty the harness
+ * lets the kernel make pages as they are needed (vm.nr_overcommit_hugepages).
  */
 #include "fixture.h"
 
@@ -30,13 +30,6 @@ static int is_huge(const char *at)
 int main(int argc, char **argv)
 {
 	fx_init(argc, argv);
-	int fd = open("/proc/sys/vm/nr_overcommit_hugepages", O_RDWR | O_CLOEXEC);
-	if (fd >= 0) {
-		char now[32] = "";
-		if (read(fd, now, 31) > 0 && atol(now) < 256 && pwrite(fd, "256", 3, 0) < 0)
-			FAIL("set-up: vm.nr_overcommit_hugepages: %s", strerror(errno));
-		close(fd);
-	}
 	char *full = MUST(huge(4 * MB)), *part = MUST(huge(8 * MB)), *readonly = MUST(huge(2 * MB)), *hidden = MUST(huge(2 * MB));
 	fx_fill(full, 4 * MB, 1);
 	fx_fill(part + 2 * MB + 12345 * 8, 4096 * 3, 2);
