@@ -62,7 +62,8 @@ func checkSame(d *object.Dumper, name string) error {
 			}
 			have, err := os.Readlink("/proc/" + strconv.Itoa(t.TID) + "/ns/" + name)
 			if errors.Is(err, os.ErrNotExist) && name == "pid_for_children" {
-				continue // nobody has been born there yet
+				d.Refuse(p.Error("", object.Unsupportedf("thread %d has called unshare(CLONE_NEWPID): its children are born in a pid namespace that has no init", t.TID)))
+				continue
 			}
 			if err != nil {
 				return p.Error("", err)
