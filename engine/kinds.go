@@ -39,6 +39,7 @@ func otherKinds() []object.Kind {
 		files.PipeObject,
 		files.FIFOObject,
 		files.RemovedFIFOObject,
+		files.RemovedDirectoryObject,
 		files.DeletedObject,
 		files.MemfdObject,
 		files.TableKind,

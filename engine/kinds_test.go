@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "inode", "inode.memfd"}
+	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle []stream.Type
@@ -131,6 +131,7 @@ type example struct {
 var classOf = map[string]string{
 	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
 	"file": "file", "pipe": "pipe", "inode": "inode", "cwd": "file", "root": "file",
+	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
 	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow",
 }
 
@@ -304,7 +305,7 @@ func zeroField(v reflect.Value) string {
 var witness = map[stream.Type]string{
 	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c",
 	"epoll": "events.c", "link.epoll": "events.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
-	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
+	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
 	"cow": "cow.c", "cow.ranges": "cow.c",

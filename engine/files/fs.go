@@ -13,11 +13,16 @@ import (
 )
 
 // FSState is what fs_struct holds: root directory, working directory and umask. Processes and threads that share
-// it (CLONE_FS) refer to the same record. Paths are seen from the root of the mount namespace, both of them. A removed directory, and
-// one of /proc that is about a process, is refused.
+// it (CLONE_FS) refer to the same record. Paths are seen from the root of the mount namespace, both of them. A directory of /proc that is
+// about a process is refused.
 type FSState struct {
-	Root  string `msgpack:"root"`
-	Cwd   string `msgpack:"cwd"`
+	Root string `msgpack:"root,omitempty"`
+	Cwd  string `msgpack:"cwd,omitempty"`
+
+	// In place of the paths, where they have been removed.
+	RemovedRoot stream.Ref `msgpack:"removed_root,omitempty"`
+	RemovedCwd  stream.Ref `msgpack:"removed_cwd,omitempty"`
+
 	Umask uint32 `msgpack:"umask"`
 
 	rootFD int `msgpack:"-"` // at restore: in the pool; -1 when it is the caller's own
@@ -64,13 +69,11 @@ func dumpFS(d *object.Dumper, p *object.Process) error {
 		for _, dir := range []struct {
 			name string
 			to   *string
-		}{{"root", &s.Root}, {"cwd", &s.Cwd}} {
-			path, err := dumpDirectoryOf(d, p, dir.name)
-			if err != nil {
+			gone *stream.Ref
+		}{{"root", &s.Root, &s.RemovedRoot}, {"cwd", &s.Cwd, &s.RemovedCwd}} {
+			if *dir.to, *dir.gone, err = dumpDirectoryOf(d, p, dir.name); err != nil {
 				d.Refuse(err)
-				continue
 			}
-			*dir.to = path
 		}
 		umask := p.Leader().Status.Umask
 		if umask < 0 {
@@ -82,23 +85,23 @@ func dumpFS(d *object.Dumper, p *object.Process) error {
 	return err
 }
 
-// dumpDirectoryOf returns the path of the process's root or working directory, name being "root" or "cwd".
-func dumpDirectoryOf(d *object.Dumper, p *object.Process, name string) (string, error) {
+// dumpDirectoryOf returns the path of the process's root or working directory, name being "root" or "cwd", or what it is.
+func dumpDirectoryOf(d *object.Dumper, p *object.Process, name string) (string, stream.Ref, error) {
 	f, err := object.MeetMapped(p, procfs.Path(p.Leader().TID, name), &kernelview.File{})
 	if err != nil {
-		return "", err
+		return "", stream.Ref{}, err
 	}
 	what := name + " -> " + f.Link
-	path, err := directoryPath(f)
+	path, removed, err := dumpPlace(d, f)
 	if err != nil {
-		return "", p.Error(what, err)
+		return "", removed, p.Error(what, err)
 	}
-	if fsType(f) == unix.PROC_SUPER_MAGIC {
+	if removed.IsZero() && fsType(f) == unix.PROC_SUPER_MAGIC {
 		if about, err := aboutProcess(d, p, path, &f.Stat); err != nil || about {
-			return "", p.Error(what, object.Unsupportedf("a directory of a process in /proc cannot be checkpointed"))
+			return "", removed, p.Error(what, object.Unsupportedf("a directory of a process in /proc cannot be checkpointed"))
 		}
 	}
-	return path, nil
+	return path, removed, nil
 }
 
 func restoreFS(r *object.Restorer, _ stream.Ref, s *FSState) error {
@@ -107,13 +110,13 @@ func restoreFS(r *object.Restorer, _ stream.Ref, s *FSState) error {
 	}
 	s.rootFD = -1
 	if s.Root != "/" {
-		fd, err := poolDirectory(r, s.Root)
+		fd, err := poolDirectory(r, s.Root, s.RemovedRoot)
 		if err != nil {
 			return fmt.Errorf("opening root directory %s: %w", clip(s.Root), err)
 		}
 		s.rootFD = fd
 	}
-	fd, err := poolDirectory(r, s.Cwd)
+	fd, err := poolDirectory(r, s.Cwd, s.RemovedCwd)
 	if err != nil {
 		return fmt.Errorf("opening working directory %s: %w", clip(s.Cwd), err)
 	}
@@ -121,7 +124,14 @@ func restoreFS(r *object.Restorer, _ stream.Ref, s *FSState) error {
 	return nil
 }
 
-func poolDirectory(r *object.Restorer, path string) (int, error) {
+func poolDirectory(r *object.Restorer, path string, removed stream.Ref) (int, error) {
+	if !removed.IsZero() {
+		m, err := object.Recall[removedDirectory](r, removed)
+		if err != nil {
+			return -1, err
+		}
+		return m.fd, nil
+	}
 	pinned, _, err := pin(path, unix.S_IFDIR, false)
 	if err != nil {
 		return -1, err

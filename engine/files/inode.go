@@ -146,6 +146,18 @@ func writeHint(f *object.OpenFile) (uint8, error) {
 // inodeFlags returns the flags of the inode that are kept. They are asked for through the open file itself: opening the file
 // once more could break a lease.
 func inodeFlags(f *object.OpenFile) (uint32, error) {
+	if f.FD < 0 && isType(f, unix.S_IFDIR) { // somebody is in it; a directory has no leases
+		fd, err := sys.Open(f.Path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME, 0)
+		if err != nil {
+			return 0, err
+		}
+		defer fd.Close()
+		flags, err := unix.IoctlGetInt(fd.Int(), unix.FS_IOC_GETFLAGS)
+		if noInodeFlags(err) {
+			return 0, nil
+		}
+		return uint32(flags) & keptIFlags, err
+	}
 	if f.FD < 0 {
 		return 0, nil
 	}

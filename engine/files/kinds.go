@@ -20,5 +20,5 @@ func Kinds() []object.FileKind {
 
 // PlainKinds returns the other records of this family.
 func PlainKinds() []object.Kind {
-	return []object.Kind{TableKind, FSKind, PipeObject, FIFOObject, RemovedFIFOObject, DeletedObject, MemfdObject}
+	return []object.Kind{TableKind, FSKind, PipeObject, FIFOObject, RemovedFIFOObject, RemovedDirectoryObject, DeletedObject, MemfdObject}
 }

@@ -10,7 +10,8 @@ import (
 )
 
 // A file of any type that was opened with O_PATH (open(2)): a handle on a place in the tree of names. It has no
-// position. One whose name is gone is kept when it is a regular file (deleted.go), else refused.
+// position. One whose name is gone is kept when it is a regular file (deleted.go) or a
+// directory (directory_removed.go), else refused.
 type opathState struct {
 	Path  string `msgpack:"path"`
 	Flags uint32 `msgpack:"flags"` // as F_GETFL
@@ -24,7 +25,7 @@ func claimsOPath(_ *object.Dumper, f *object.OpenFile) bool {
 	if !isPath(f.Link) || !isOPath(f) || fsType(f) == unix.PROC_SUPER_MAGIC {
 		return false
 	}
-	return f.Stat.Nlink != 0 || !isType(f, unix.S_IFREG)
+	return f.Stat.Nlink != 0 || !isType(f, unix.S_IFREG) && !isType(f, unix.S_IFDIR)
 }
 
 func dumpOPath(_ *object.Dumper, f *object.OpenFile) (*opathState, error) {

@@ -101,7 +101,7 @@ func same(a, b *unix.Stat_t) bool { return a.Dev == b.Dev && a.Ino == b.Ino }
 func isPath(link string) bool { return strings.HasPrefix(link, "/") }
 
 // pathOf returns the path that leads to the open file at this moment. A file whose own name is gone may have another
-// one (a hard link) in the same directory.
+// one (a hard link).
 func pathOf(f *object.OpenFile) (string, error) {
 	st, err := lookup(f.Process, f.Link)
 	if err == nil && same(&st, &f.Stat) {
@@ -124,35 +124,13 @@ func pathOf(f *object.OpenFile) (string, error) {
 			Do:   "something was put or mounted over the open file; undo that before the dump",
 		}
 	}
-	if p := sibling(f, path.Dir(name)); p != "" {
+	if p := otherName(f, path.Dir(name)); p != "" {
 		return p, nil
 	}
 	return "", &object.Unsupported{
-		What: fmt.Sprintf("its name was removed, but %d other names of it remain in places that the kernel does not tell", f.Stat.Nlink),
+		What: fmt.Sprintf("its name was removed, but %d other names of it remain in places that the kernel does not tell, not among the %d nearest", f.Stat.Nlink, searchEntries),
 		Do:   "remove the other hard links, or make one of them in " + path.Dir(name),
 	}
-}
-
-// sibling looks for another name of the file in dir, "" when there is none.
-func sibling(f *object.OpenFile, dir string) string {
-	at, err := reach(f.Process, dir)
-	if err != nil {
-		return ""
-	}
-	entries, err := os.ReadDir(at)
-	if err != nil {
-		return ""
-	}
-	for _, e := range entries { // in the order of names: always the same one
-		if e.Type() != os.FileMode(0) && e.Type().IsDir() {
-			continue
-		}
-		p := path.Join(dir, e.Name())
-		if st, err := lookup(f.Process, p); err == nil && same(&st, &f.Stat) {
-			return p
-		}
-	}
-	return ""
 }
 
 // mountOf returns the id of the mount that holds what name leads to; the last symbolic link is followed, which for a

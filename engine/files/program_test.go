@@ -201,11 +201,6 @@ func heldProgram() error {
 	a.fail(os.Link(a.path("hard"), a.path("elsewhere/name")))
 	a.fail(os.Remove(a.path("hard")))
 
-	a.fail(os.Mkdir(a.path("removed"), 0o755))
-	a.open(24, a.path("removed"), unix.O_RDONLY|unix.O_DIRECTORY)
-	a.fail(os.Chdir(a.path("removed")))
-	a.fail(os.Remove(a.path("removed")))
-
 	a.fail(unix.Mkfifo(a.path("fifo"), 0o600))
 	a.open(25, a.path("fifo"), unix.O_RDWR)
 	a.fail(os.Remove(a.path("fifo")))
