@@ -45,7 +45,7 @@ vm: vm-6.1 vm-6.12 ## the tests on Debian's older kernels, emulated (root on Deb
 # VMRUN chooses tests as go test -run does, VMPACKAGES packages, VMFLAGS more of what tools/vm knows.
 vm-6.1 vm-6.12: packages
 	$(GO) run ./tools/vm $(if $(VMRUN),-run '$(VMRUN)') $(VMFLAGS) $(@:vm-%=%) $(VMPACKAGES) | \
-		$(GO) run ./tools/skips -may-skip tools/vm/may-skip $(if $(FAILED),-failed $(FAILED))
+		$(GO) run ./tools/skips -may-skip tools/vm/may-skip-$(@:vm-%=%) $(if $(FAILED),-failed $(FAILED))
 
 stress: ## kill -9 of each command 300 times at random moments (root; half an hour)
 	CRPIPE_KILLS=300 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled'
