@@ -18,8 +18,9 @@ type machine struct {
 	kernel, initrd string
 	disks          []string
 	verbose        bool
-	packages       []string // of the jobs, in their order
-	dir            string   // for the console and the pipe
+	packages       []string  // of the jobs, in their order
+	dir            string    // for the console and the port
+	events         io.Writer // where test2json's events go
 }
 
 // commandLine of the kernel. What is left out costs time under emulation, or judges the machine by the clock.
@@ -124,7 +125,7 @@ func (m *machine) report(ctx context.Context, r io.Reader, begin time.Time) (fai
 			}
 			say("%v: %s", time.Since(begin).Round(time.Second), m.packages[n])
 			events = exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", m.packages[n])
-			events.Stdout, events.Stderr = os.Stdout, os.Stderr
+			events.Stdout, events.Stderr = m.events, os.Stderr
 			if in, err = events.StdinPipe(); err != nil {
 				return failed, complete, err
 			}

@@ -108,7 +108,7 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("making the disk of jobs: %w", err)
 	}
 	say("Linux %s, %d packages", k.release, len(names))
-	m := machine{kernel: k.image, initrd: initrd, disks: []string{root, disk}, verbose: o.verbose, packages: names, dir: work}
+	m := machine{kernel: k.image, initrd: initrd, disks: []string{root, disk}, verbose: o.verbose, packages: names, dir: work, events: os.Stdout}
 	return m.run(ctx)
 }
 
