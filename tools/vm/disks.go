@@ -34,7 +34,8 @@ func rootDisk(ctx context.Context, cache string, k kernel) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256([]byte(versions + k.release + strings.Join(notCopied, " ")))
+	const layout = "2" // of what this function makes
+	sum := sha256.Sum256([]byte(layout + versions + k.release + strings.Join(notCopied, " ")))
 	image := filepath.Join(cache, "root-"+k.release+"-"+hex.EncodeToString(sum[:6])+".ext4")
 	if _, err := os.Stat(image); err == nil {
 		return image, nil
@@ -77,6 +78,10 @@ func rootDisk(ctx context.Context, cache string, k kernel) (string, error) {
 		if err := os.MkdirAll(filepath.Join(stage, d), 0o755); err != nil {
 			return "", err
 		}
+	}
+	// A file that only root may read; not this system's, which nobody else should have.
+	if err := os.WriteFile(filepath.Join(stage, "etc", "shadow"), []byte("root:*:19000:0:99999:7:::\n"), 0o600); err != nil {
+		return "", err
 	}
 	if err := os.CopyFS(filepath.Join(stage, "usr", "lib", "modules"), os.DirFS(filepath.Join(k.dir, "lib", "modules"))); err != nil {
 		return "", err
