@@ -50,6 +50,8 @@ func child(how string) error {
 		}
 	} else if how == "numa" {
 		err = bind()
+	} else if how == "hugetlb" {
+		err = hugetlb()
 	} else if how == "userfault" {
 		err = userfault()
 	} else if dir, ok := strings.CutPrefix(how, "strange "); ok {

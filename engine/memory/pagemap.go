@@ -63,8 +63,8 @@ func (p *pageMap) scan(args *sys.PagemapScanArgs, out []sys.PageRegion) (int, ar
 	return n, end, err
 }
 
-// scanPlain looks at every page of the mappings that have any (Rss and Swap of smaps: a reservation of terabytes must cost nothing). Huge pages do
-// not show.
+// scanPlain looks at every page of the mappings that have any (Rss and Swap of smaps: a reservation of terabytes must cost nothing; pages of hugetlbfs
+// count in neither). That pages are huge does not show.
 func (p *pageMap) scanPlain(args *sys.PagemapScanArgs, out []sys.PageRegion) (n int, end arch.Addr, err error) {
 	if p.raw == nil {
 		list, err := procfs.ReadSmaps(p.tid)
@@ -73,7 +73,7 @@ func (p *pageMap) scanPlain(args *sys.PagemapScanArgs, out []sys.PageRegion) (n 
 		}
 		for i := range list {
 			// Guard regions count as no memory. They exist only where pagemap shows them, and VmFlags that there may be some.
-			if v := &list[i]; v.Rss != 0 || v.Swap != 0 || v.Flags.Has("gu") {
+			if v := &list[i]; v.Rss != 0 || v.Swap != 0 || v.Flags.Has("gu") || v.Flags.Has("ht") {
 				p.there = append(p.there, Range{uint64(v.Start), uint64(v.End)})
 			}
 		}
