@@ -19,9 +19,10 @@ import (
 
 // spawn starts the stub with the pool of open files, and has it make what must be born inside a task.
 func (rs *restoration) spawn() error {
-	count := 2 + len(rs.forest.All)
+	rs.small = rs.light()
+	count := 2 + len(rs.forest.All) - len(rs.small)
 	var err error
-	if rs.arena, err = tracee.NewArena(rs.arch, count, 0); err != nil {
+	if rs.arena, err = tracee.NewMixedArena(rs.arch, count, 0, len(rs.small)); err != nil {
 		return err
 	}
 	if rs.base, err = memory.Hole(rs.spaces, rs.arch, uint64(rs.arena.Size()), rs.compat != nil); err != nil {
@@ -197,7 +198,30 @@ func (rs *restoration) bear(b *tracee.Batch, creator, x *tasks.Birth) *tracee.Ca
 			args.Flags |= unix.CLONE_NEWPID
 		}
 	}
-	return b.Clone(args, []int32{x.PID}, tid).Note("task %d", x.PID)
+	clone := b.Clone
+	if rs.small[x] {
+		clone = b.CloneSmall
+	}
+	return clone(args, []int32{x.PID}, tid).Note("task %d", x.PID)
+}
+
+// light returns the births of the threads that have little to do, and about themselves only: those of a process of many that have
+// nothing of their own but registers, signals and credentials.
+func (rs *restoration) light() map[*tasks.Birth]bool {
+	const groups, pending = 64, 4 // what else has calls with much data
+	out := map[*tasks.Birth]bool{}
+	for _, p := range rs.procs {
+		alike := true
+		for _, t := range p.threads {
+			alike = alike && t.state.Files.IsZero() && t.state.FS.IsZero()
+		}
+		for i, t := range p.threads {
+			if s := t.state; i > 0 && t.birth.Thread && alike && len(s.Seccomp) == 0 && len(s.Creds.Groups) <= groups && len(s.Signals.Pending) <= pending {
+				out[t.birth] = true
+			}
+		}
+	}
+	return out
 }
 
 // passSlack adds the call by which a creator gives the thread that it makes next its default timer slack: that is what

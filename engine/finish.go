@@ -219,6 +219,7 @@ func (rs *restoration) finishThreads() error {
 			s.Calls(b, rs.arch)
 		}
 		t.state.PointerCalls(b, rs.arch)
+		t.state.Signals.StackCalls(b, rs.arch)
 		t.state.Prctls.Calls(b, rs.arch)
 		if t.state.Sched.Ioprio != 0 {
 			const who = 1 // IOPRIO_WHO_PROCESS: the caller

@@ -229,20 +229,20 @@ func (rs *restoration) scratch(p *process, data []byte) (arch.Addr, error) {
 	return at, sys.Write(p.task.Tid, at, data)
 }
 
-// setFinal gives the threads of a process the registers that they go on with.
+// setFinal gives the threads of a process the registers that they go on with. It runs on the tracer's thread.
 func (rs *restoration) setFinal(p *process) error {
 	for _, t := range p.threads {
 		var sets []tracee.RegsetData
 		for _, s := range t.state.Regs {
 			sets = append(sets, tracee.RegsetData{Note: s.Note, Data: s.Data})
 		}
-		if err := rs.tracer.Do(func() error { return t.state.SetTLS(t.task.Tid) }); err != nil {
+		if err := t.state.SetTLS(t.task.Tid); err != nil {
 			return err
 		}
 		if err := rs.tracer.SetFinal(t.task, sets, t.state.Signals.Mask); err != nil {
 			return fmt.Errorf("thread %d: %w", t.state.TID, err)
 		}
-		if err := rs.tracer.Do(func() error { return t.state.Dispatch.Set(t.task.Tid) }); err != nil {
+		if err := t.state.Dispatch.Set(t.task.Tid); err != nil {
 			return fmt.Errorf("thread %d: %w", t.state.TID, err)
 		}
 	}

@@ -66,7 +66,8 @@ type restoration struct {
 	procs     []*process // in the order of the image
 	byPID     map[int32]*process
 	made      map[*tasks.Birth]*tracee.Task
-	users     map[stream.Ref]int // of an address space or table of signal actions: processes that still need the arena
+	small     map[*tasks.Birth]bool // who gets a small slot of the arena
+	users     map[stream.Ref]int    // of an address space or table of signal actions: processes that still need the arena
 	stub      *tracee.Task
 	ownPIDs   bool
 	mounts    []namespaces.Mount // that the root has to mount inside

@@ -16,7 +16,8 @@ import (
 )
 
 // A Ticket names a tree of tasks and says how it was stopped, so that it can be dumped and thawed. It is written as a
-// stream with the content "ticket": one record "ticket", then one "ticket.task" for each thread, a process's leader first.
+// stream with the content "ticket": one record "ticket", then one "ticket.task" for each thread, a process's leader first; of a tree
+// that runs only for each process.
 // It is a claim ticket, not a capability: who has it can do no more to the tasks than his privileges allow anyway.
 type Ticket struct {
 	state freezer.State

@@ -28,6 +28,7 @@ type restore struct {
 
 func main() {
 	engine.RunGuard()
+	engine.UseHugePages()
 	cli.Main("cr-restore", "Makes the processes of an image and writes a ticket that says what it made.", &restore{})
 }
 

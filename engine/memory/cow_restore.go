@@ -385,8 +385,6 @@ func (f *Filler) copyRange(to *target, mem *sys.FD, at, end uint64, skipZeros bo
 		}
 		b.segs = []segment{{addr: at, length: n, zeros: !skipZeros}}
 		b.dropZeros(to.space.pageSize)
-		l := &load{data: b.data}
-		l.jobs.Store(1)
 		for _, s := range b.segs {
 			pieces, err := to.space.pieces(s.addr, uint64(s.length))
 			if err == nil {
@@ -395,12 +393,12 @@ func (f *Filler) copyRange(to *target, mem *sys.FD, at, end uint64, skipZeros bo
 			if err != nil {
 				return err
 			}
-			j := job{to: to, at: s.addr, data: b.data[s.offset : s.offset+s.length], pieces: pieces, load: l}
+			j := job{to: to, at: s.addr, data: b.data[s.offset : s.offset+s.length], pieces: pieces}
 			if err := j.write(); err != nil {
 				return err
 			}
 		}
-		f.give(l.data)
+		f.give(b.data)
 		at += uint64(n)
 	}
 	return nil

@@ -23,6 +23,9 @@ const (
 	// A stripe of memory belongs to one worker, so that of two records with the same page the later wins, and so that a huge
 	// page is touched by one of them only.
 	stripeShift = 21
+	// smallRecord is the length below which records are gathered, to be written by one call: a process of many threads has
+	// thousands of a few pages each.
+	smallRecord = 32 << 10
 )
 
 // Filler writes pages records into address spaces and shared memory. Put, Map, Buffer and Wait are for one goroutine; the writing
@@ -32,7 +35,8 @@ type Filler struct {
 	spaces  map[stream.Ref]*Space
 	targets map[uint32]*target // by objref
 
-	jobs   [fillWorkers]chan job
+	jobs   [fillWorkers]chan order
+	small  [fillWorkers]order // gathered, not sent yet
 	done   sync.WaitGroup
 	free   chan []byte
 	made   int
@@ -50,6 +54,12 @@ type target struct {
 	shm    *shmHandle
 }
 
+// order is what a worker gets: jobs to be done in this order, whose data lie in one buffer.
+type order struct {
+	jobs []job
+	load *load
+}
+
 // job is one piece of a record, for one worker.
 type job struct {
 	to   *target
@@ -58,7 +68,6 @@ type job struct {
 	// how the data lies in mappings: forced[i] says whether the next lengths[i] bytes go through /proc/PID/mem. Without
 	// entries all of it does not.
 	pieces []piece
-	load   *load
 }
 
 type piece struct {
@@ -66,17 +75,17 @@ type piece struct {
 	forced bool
 }
 
-// load is a buffer in use by some jobs.
+// load is a buffer in use by some orders.
 type load struct {
-	data []byte
-	jobs atomic.Int32
+	data   []byte
+	orders atomic.Int32
 }
 
 // NewFiller starts the workers. Wait must be called, whatever happens.
 func NewFiller(r *object.Restorer, spaces map[stream.Ref]*Space) *Filler {
 	f := &Filler{r: r, spaces: spaces, targets: map[uint32]*target{}, free: make(chan []byte, fillBuffers)}
 	for i := range f.jobs {
-		f.jobs[i] = make(chan job, 2*fillBuffers)
+		f.jobs[i] = make(chan order, 2*fillBuffers)
 		f.done.Add(1)
 		go f.work(f.jobs[i])
 	}
@@ -96,7 +105,7 @@ func (f *Filler) Map(ref stream.Ref, tid int) error {
 // Buffer is for stream.Reader.SetBuffers: it lets the reader put contents where the workers take them from, which saves a
 // copy. It waits until a buffer is free.
 func (f *Filler) Buffer(t stream.Type, n int) []byte {
-	if t != object.TypePages || n > maxPages {
+	if t != object.TypePages || n > maxPages || n < smallRecord {
 		return nil
 	}
 	if f.lent == nil {
@@ -163,6 +172,9 @@ func (f *Filler) Put(rec *stream.Record) error {
 	if err := to.prepare(pieces); err != nil {
 		return err
 	}
+	if len(data) < smallRecord && f.gather(job{to: to, at: meta.Addr, data: data, pieces: pieces}) {
+		return nil
+	}
 	l := &load{}
 	if f.lent != nil && &f.lent[0] == &data[0] {
 		l.data, f.lent = f.lent, nil
@@ -171,8 +183,37 @@ func (f *Filler) Put(rec *stream.Record) error {
 		copy(l.data, data)
 		data = l.data[:len(data)]
 	}
-	f.share(job{to: to, at: meta.Addr, data: data, pieces: pieces, load: l})
+	f.share(job{to: to, at: meta.Addr, data: data, pieces: pieces}, l)
 	return nil
+}
+
+// gather keeps a small record for later; false: it does not belong to one worker alone.
+func (f *Filler) gather(j job) bool {
+	w := j.at >> stripeShift % fillWorkers
+	if (j.at+uint64(len(j.data))-1)>>stripeShift != j.at>>stripeShift {
+		return false
+	}
+	o := &f.small[w]
+	if o.load != nil && len(o.load.data)+len(j.data) > cap(o.load.data) {
+		f.flush(int(w))
+	}
+	if o.load == nil {
+		o.load = &load{data: f.buffer(maxPages)[:0]}
+		o.load.orders.Store(1)
+	}
+	n := len(o.load.data)
+	o.load.data = append(o.load.data, j.data...)
+	j.data = o.load.data[n:]
+	o.jobs = append(o.jobs, j)
+	return true
+}
+
+// flush sends what was gathered for a worker.
+func (f *Filler) flush(w int) {
+	if o := f.small[w]; o.load != nil {
+		f.small[w] = order{}
+		f.jobs[w] <- o
+	}
 }
 
 // prepare opens /proc/TID/mem where it is wanted.
@@ -241,12 +282,17 @@ func (h *shmHandle) holds(at, length uint64, pageSize int) error {
 }
 
 // share gives a record to the workers that own its stripes.
-func (f *Filler) share(j job) {
-	j.load.jobs.Store(1)
+func (f *Filler) share(j job, l *load) {
+	l.orders.Store(1)
+	send := func(j job) {
+		w := int(j.at >> stripeShift % fillWorkers)
+		f.flush(w) // of two records with the same page the later wins
+		f.jobs[w] <- order{[]job{j}, l}
+	}
 	for {
 		stripeEnd := (j.at>>stripeShift + 1) << stripeShift
 		if j.at+uint64(len(j.data)) <= stripeEnd {
-			f.jobs[j.at>>stripeShift%fillWorkers] <- j
+			send(j)
 			return
 		}
 		n := int(stripeEnd - j.at)
@@ -254,8 +300,8 @@ func (f *Filler) share(j job) {
 		head.data = j.data[:n]
 		head.pieces, j.pieces = cut(j.pieces, n)
 		j.data, j.at = j.data[n:], stripeEnd
-		j.load.jobs.Add(1)
-		f.jobs[head.at>>stripeShift%fillWorkers] <- head
+		l.orders.Add(1)
+		send(head)
 	}
 }
 
@@ -275,18 +321,55 @@ func cut(pieces []piece, n int) (head, tail []piece) {
 	return head, nil
 }
 
-func (f *Filler) work(jobs chan job) {
+func (f *Filler) work(orders chan order) {
 	defer f.done.Done()
-	for j := range jobs {
+	for o := range orders {
 		if f.failed.Load() == nil {
-			if err := j.write(); err != nil {
+			if err := writeJobs(o.jobs); err != nil {
 				f.failed.CompareAndSwap(nil, &err)
 			}
 		}
-		if j.load.jobs.Add(-1) == 0 {
-			f.give(j.load.data)
+		if o.load.orders.Add(-1) == 0 {
+			f.give(o.load.data)
 		}
 	}
+}
+
+// writeJobs writes several jobs, in their order and in as few calls as possible.
+func writeJobs(jobs []job) error {
+	for len(jobs) > 0 {
+		n := 0
+		for n < len(jobs) && n < sys.MaxIovec && jobs[n].to == jobs[0].to && jobs[n].plain() {
+			n++
+		}
+		if n > 1 && writeTogether(jobs[:n]) {
+			jobs = jobs[n:]
+			continue
+		}
+		if err := jobs[0].write(); err != nil {
+			return err
+		}
+		jobs = jobs[1:]
+	}
+	return nil
+}
+
+// plain says whether the whole job is for process_vm_writev(2).
+func (j *job) plain() bool {
+	return j.to.shm == nil && (len(j.pieces) == 0 || len(j.pieces) == 1 && !j.pieces[0].forced)
+}
+
+// writeTogether writes jobs by one call. After false, one by one, they tell what was wrong.
+func writeTogether(jobs []job) bool {
+	local := make([][]byte, len(jobs))
+	remote := make([]sys.RemoteRange, len(jobs))
+	want := 0
+	for i := range jobs {
+		local[i], remote[i] = jobs[i].data, sys.RemoteRange{Addr: arch.Addr(jobs[i].at), Len: len(jobs[i].data)}
+		want += len(jobs[i].data)
+	}
+	n, err := sys.ProcessVMWritev(jobs[0].to.tid, local, remote)
+	return err == nil && n == want
 }
 
 func (j *job) write() error {
@@ -317,7 +400,8 @@ func (j *job) write() error {
 func (f *Filler) Wait() error {
 	if !f.ended {
 		f.ended = true
-		for _, c := range f.jobs {
+		for w, c := range f.jobs {
+			f.flush(w)
 			close(c)
 		}
 	}

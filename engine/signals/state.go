@@ -74,8 +74,8 @@ func (s *Process) Check() error {
 // Check refuses what no kernel would have given.
 func (s *Thread) Check() error { return checkQueue(s.Pending) }
 
-// Calls adds what a thread does about its own signals, all of them blocked.
-func (s *Thread) Calls(b *tracee.Batch, a *arch.Arch, pid, tid int32) {
+// StackCalls adds the call that sets a thread's alternate signal stack.
+func (s *Thread) StackCalls(b *tracee.Batch, a *arch.Arch) {
 	if s.StackSize != 0 {
 		// stack_t: sp, flags and padding, size. The kernel keeps SS_ONSTACK out of the flags it is given.
 		st := binary.NativeEndian.AppendUint64(nil, s.StackSP)
@@ -84,6 +84,10 @@ func (s *Thread) Calls(b *tracee.Batch, a *arch.Arch, pid, tid int32) {
 		st = binary.NativeEndian.AppendUint64(st, s.StackSize)
 		b.Call(a.Sys.Sigaltstack, b.Data(st), 0)
 	}
+}
+
+// Calls adds what a thread does about its own pending signals, all of them blocked.
+func (s *Thread) Calls(b *tracee.Batch, a *arch.Arch, pid, tid int32) {
 	queueCalls(b, a, pid, tid, false, s.Pending)
 }
 

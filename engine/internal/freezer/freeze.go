@@ -113,8 +113,16 @@ func Describe(roots []int) (*State, error) {
 		return nil, err
 	}
 	st.Roots = t.roots
-	if st.Tasks, err = describe(t.live(), nil); err != nil {
-		return nil, err
+	// Processes only: threads of a tree that runs come and go.
+	for _, pid := range t.live() {
+		task, err := describeThread(pid, pid, nil)
+		if procfs.IsGone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		st.Tasks = append(st.Tasks, task)
 	}
 	return st, nil
 }

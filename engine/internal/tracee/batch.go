@@ -258,8 +258,18 @@ func (c *Call) Child() *Task { return c.child }
 //
 // tid is the new task's id in the tracer's own pid namespace where the caller knows it; 0: found out.
 func (b *Batch) Clone(args sys.CloneArgs, setTID []int32, tid int) *Call {
+	return b.clone(args, setTID, tid, false)
+}
+
+// CloneSmall is Clone for a task whose batches are short. It gets a small slot, if there is one: what does not fit takes more
+// round trips, and the data of a single call must be shorter than 1 KiB.
+func (b *Batch) CloneSmall(args sys.CloneArgs, setTID []int32, tid int) *Call {
+	return b.clone(args, setTID, tid, true)
+}
+
+func (b *Batch) clone(args sys.CloneArgs, setTID []int32, tid int, small bool) *Call {
 	child := &Task{arena: b.arena, Tid: tid, thread: args.Flags&unix.CLONE_THREAD != 0, init: args.Flags&unix.CLONE_NEWPID != 0}
-	slot, err := b.arena.take()
+	slot, err := b.arena.take(small)
 	if err != nil {
 		b.fail(err)
 	}

@@ -394,7 +394,7 @@ func TestKillAllFindsUnknown(t *testing.T) {
 	b := r.arena.NewBatch()
 	b.Clone(sys.CloneArgs{ExitSignal: uint64(unix.SIGCHLD)}, nil, 0)
 	if err := r.Do(func() error {
-		p, err := b.split()
+		p, err := b.split(DefaultSlot)
 		if err != nil {
 			return err
 		}
@@ -464,6 +464,69 @@ func TestKillAllBut(t *testing.T) {
 		b.Call(b.Sys().Getpid).Expect(uint64(r.stub.Pid))
 		if err := r.RunOne(r.stub, b); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestSmallSlots: tasks with small slots run batches that are longer than these, do not disturb each other, and find their slots
+// again when others have died.
+func TestSmallSlots(t *testing.T) {
+	const n = 9
+	a := native(t)
+	arena, err := NewMixedArena(a, 1, 0, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer arena.Close()
+	tr := NewTracer()
+	defer tr.Close()
+	k, err := tr.Spawn(arena, testBase)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 2 { // the second finds the slots of the first given back
+		b := arena.NewBatch()
+		for range n {
+			b.CloneSmall(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+		}
+		if err := tr.RunOne(k, b); err != nil {
+			t.Fatal(err)
+		}
+		more := arena.NewBatch()
+		more.CloneSmall(sys.CloneArgs{Flags: threadFlags}, nil, 0)
+		if err := tr.RunOne(k, more); !errors.Is(err, errNoSlot) {
+			t.Fatalf("one more than there are slots: %v", err)
+		}
+		var tasks []*Task
+		var batches []*Batch
+		for _, c := range b.calls {
+			child := arena.NewBatch()
+			for range 100 { // several parts
+				child.Call(a.Sys.Gettid)
+			}
+			tasks, batches = append(tasks, c.Child()), append(batches, child)
+		}
+		if err := tr.Run(tasks, batches); err != nil {
+			t.Fatal(err)
+		}
+		for i, b := range batches {
+			for j, c := range b.calls {
+				if c.Int() != tasks[i].Tid {
+					t.Fatalf("round %d: call %d of task %d returned %d", round, j, tasks[i].Tid, c.Int())
+				}
+			}
+		}
+		big := arena.NewBatch()
+		big.Call(a.Sys.Setgroups, 1<<10, make([]byte, 4<<10))
+		if err := tr.RunOne(tasks[0], big); !errors.Is(err, unix.E2BIG) {
+			t.Fatalf("a call with more data than a small slot holds: %v", err)
+		}
+		for i := range tasks {
+			end := arena.NewBatch()
+			end.Call(a.Sys.Exit, 0)
+			if err := tr.RunOne(tasks[i], end); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

@@ -21,7 +21,7 @@ type part struct {
 
 // split cuts a batch into parts that fit a slot each. Within a part the calls' arguments refer to
 // each other in the slot; across parts they go by the values that the restorer has collected.
-func (b *Batch) split() ([]*part, error) {
+func (b *Batch) split(slotSize int) ([]*part, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
@@ -32,13 +32,13 @@ func (b *Batch) split() ([]*part, error) {
 			return nil, fmt.Errorf("running a batch twice: %w", unix.EINVAL)
 		}
 		need := c.size(p)
-		if p.used+need > b.arena.slotSize && len(p.calls) > 0 {
+		if p.used+need > slotSize && len(p.calls) > 0 {
 			p = &part{used: arch.SlotEntries}
 			parts = append(parts, p)
 			need = c.size(p)
 		}
-		if p.used += need; p.used > b.arena.slotSize {
-			return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), p.used, b.arena.slotSize, unix.E2BIG)
+		if p.used += need; p.used > slotSize {
+			return nil, fmt.Errorf("call %d of a batch, %s: %d bytes do not fit a slot of %d: %w", i, b.arena.arch.SyscallName(c.nr), p.used, slotSize, unix.E2BIG)
 		}
 		p.calls = append(p.calls, c)
 	}

@@ -65,7 +65,7 @@ func (t *Tracer) spawn(a *Arena, base arch.Addr) (*Task, error) {
 	if _, err := unix.Write(exe.Int(), stub.Image); err != nil {
 		return nil, fmt.Errorf("writing the stub: %w", err)
 	}
-	slot, err := a.take()
+	slot, err := a.take(false)
 	if err != nil {
 		return nil, err
 	}

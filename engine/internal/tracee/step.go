@@ -130,7 +130,7 @@ func (t *Tracer) Block(tasks []*Task, batches []*Batch, timeout time.Duration) (
 	err := t.Do(func() error {
 		jobs := make([]*job, len(tasks))
 		for i, k := range tasks {
-			parts, err := batches[i].split()
+			parts, err := batches[i].split(k.slot.size)
 			if err != nil {
 				return fmt.Errorf("pid %d: %w", k.Tid, err)
 			}

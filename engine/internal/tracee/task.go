@@ -21,7 +21,7 @@ type Task struct {
 	Kept [][sys.SizeofSiginfo]byte
 
 	arena  *Arena
-	slot   int
+	slot   slot
 	state  taskState
 	status sys.WaitStatus // once dead
 

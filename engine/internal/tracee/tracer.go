@@ -40,6 +40,7 @@ func NewTracer() *Tracer {
 		events: map[int]sys.WaitStatus{},
 		strays: map[int]sys.WaitStatus{},
 	}
+	_ = sys.QuietStops() // else it is only slower
 	started := make(chan int)
 	go t.loop(started)
 	t.tid = <-started
