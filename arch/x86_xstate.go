@@ -73,7 +73,7 @@ func ParseX86XState(blob []byte) (X86XState, error) {
 
 // FitX86XState turns a blob into one that PTRACE_SETREGSET accepts on this machine, of which native
 // is a blob of any task: as long as that, each feature where this processor has it, what is absent
-// zero. It is an error, naming the features, when the blob has in use what this machine lacks.
+// zero; that may be blob itself. It is an error, naming the features, when the blob has in use what this machine lacks.
 func FitX86XState(blob, native []byte) ([]byte, error) {
 	from, err := ParseX86XState(blob)
 	if err != nil {
@@ -85,6 +85,9 @@ func FitX86XState(blob, native []byte) ([]byte, error) {
 	}
 	if missing := from.InUse &^ to.Enabled; missing != 0 {
 		return nil, fmt.Errorf("the task uses %s, which this machine lacks", xfeatureNames(missing))
+	}
+	if from.Size == to.Size && string(blob[xstateEnabled:xstateEnabled+48]) == string(native[xstateEnabled:xstateEnabled+48]) {
+		return blob, nil
 	}
 	out := make([]byte, to.Size)
 	copy(out[:xstateLegacy], blob)

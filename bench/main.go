@@ -1,7 +1,7 @@
 // Bench measures dump and restore beside the raw limits of the same machine in the same run, and prints the ratios: absolute figures say little
 // on a shared machine, ratios hold.
 //
-//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024] [-threads 1000] [-tree 200]
+//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024] [-threads 1000] [-tree 200] [-descriptors 6000]
 //
 // Ours and raw alternate (A/B/A/B) after a warm-up of each; the medians are compared. As root, on Linux.
 package main
@@ -51,6 +51,7 @@ func run() error {
 	zeros := flag.Int("zeros", 1024, "MiB of zeros in the process whose image size is shown; 0 leaves it out")
 	threads := flag.Int("threads", 1000, "threads of the process of many; 0 leaves it out")
 	tree := flag.Int("tree", 200, "processes of the tree of many; 0 leaves it out")
+	descriptors := flag.Int("descriptors", 6000, "descriptors of the process of many; 0 leaves it out")
 	bin := flag.String("bin", "", "directory of the five commands (built when empty)")
 	dir := flag.String("dir", "/dev/shm", "where images are written: it should be memory")
 	flag.Parse()
@@ -95,15 +96,17 @@ func run() error {
 	figures = append(figures, gap)
 	for _, many := range []struct {
 		n       int
+		what    string
 		measure func(int) ([]figure, error)
-	}{{*threads, b.threads}, {*threads, b.restoreThreads}, {*tree, b.tree}, {*tree, b.restoreTree}} {
+	}{{*threads, "threads", b.threads}, {*threads, "threads", b.restoreThreads}, {*tree, "processes", b.tree}, {*tree, "processes", b.restoreTree},
+		{*descriptors, "descriptors", b.descriptors}} {
 		if many.n == 0 {
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "%d tasks...\n", many.n)
+		fmt.Fprintf(os.Stderr, "%d %s...\n", many.n, many.what)
 		f, err := many.measure(many.n)
 		if err != nil {
-			return fmt.Errorf("%d tasks: %w", many.n, err)
+			return fmt.Errorf("%d %s: %w", many.n, many.what, err)
 		}
 		figures = append(figures, f...)
 	}

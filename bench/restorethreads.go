@@ -26,6 +26,11 @@ func (b *bench) restoreMany(kind, bare string, n int, f figure, pages bool) ([]f
 		return nil, err
 	}
 	defer t.end()
+	return b.again(t, kind, self(bare, strconv.Itoa(n)), f, pages)
+}
+
+// again measures the restore of a target beside a bare command, which runs anew in each round.
+func (b *bench) again(t *target, kind string, bare *exec.Cmd, f figure, pages bool) ([]figure, error) {
 	family := append(childrenOf(t.pid), t.pid)
 	image := filepath.Join(b.work, kind+".cr")
 	out, err := os.Create(image)
@@ -40,7 +45,7 @@ func (b *bench) restoreMany(kind, bare string, n int, f figure, pages bool) ([]f
 	}
 	reap(family)
 	for i := -1; i < b.rounds; i++ {
-		raw, err := timed(self(bare, strconv.Itoa(n)), (*exec.Cmd).Run)
+		raw, err := timed(once(bare), (*exec.Cmd).Run)
 		if err != nil {
 			return nil, err
 		}
@@ -76,6 +81,11 @@ func (b *bench) restoreMany(kind, bare string, n int, f figure, pages bool) ([]f
 	}
 	t.pid = 0
 	return []figure{f}, nil
+}
+
+// once is a command like another, which has not run yet.
+func once(cmd *exec.Cmd) *exec.Cmd {
+	return &exec.Cmd{Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Stderr: cmd.Stderr}
 }
 
 // reap waits until none of the processes is left: they are children of ours, the last ones once their parents are dead.

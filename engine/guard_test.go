@@ -399,10 +399,20 @@ func (g *blocked) tidy() error {
 	if err != nil {
 		return err
 	}
-	if len(tree.Tasks) != 3*24 {
-		return fmt.Errorf("%d tasks, want %d", len(tree.Tasks), 3*24)
-	}
+	var all []freezer.Task
 	for _, k := range tree.Tasks {
+		tids, err := procfs.Threads(k.PID)
+		if err != nil {
+			return err
+		}
+		for _, tid := range tids {
+			all = append(all, freezer.Task{PID: k.PID, TID: tid})
+		}
+	}
+	if len(all) != 3*24 {
+		return fmt.Errorf("%d tasks, want %d", len(all), 3*24)
+	}
+	for _, k := range all {
 		st, err := procfs.ReadThreadStatus(k.PID, k.TID)
 		if err != nil {
 			return err

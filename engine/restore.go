@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -376,9 +377,14 @@ func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, firs
 // makeObjects opens every open file, on the tracer's thread, which is in the tree's mount namespace from here until the
 // first task has been started there.
 func (rs *restoration) makeObjects() error {
+	var warning sync.Mutex // files are opened by several threads
 	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, AllowChanged: rs.o.AllowChanged, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
 		PoolBase: files.MaxFD(rs.plan) + 1,
-		Warn:     func(format string, args ...any) { rs.o.Warn(fmt.Sprintf(format, args...)) }}
+		Warn: func(format string, args ...any) {
+			warning.Lock()
+			defer warning.Unlock()
+			rs.o.Warn(fmt.Sprintf(format, args...))
+		}}
 	return rs.tracer.Do(func() error {
 		for _, m := range object.All[namespaces.Mounts](rs.plan) {
 			var err error
@@ -387,6 +393,7 @@ func (rs *restoration) makeObjects() error {
 					return fmt.Errorf("opening the own mount namespace: %w", err)
 				}
 			}
+			rs.r.Elsewhere = true
 			if rs.mounts, err = namespaces.MakeMounts(m.State); err != nil {
 				return err
 			}

@@ -103,6 +103,9 @@ func isPath(link string) bool { return strings.HasPrefix(link, "/") }
 // pathOf returns the path that leads to the open file at this moment. A file whose own name is gone may have another
 // one (a hard link).
 func pathOf(f *object.OpenFile) (string, error) {
+	if f.Named {
+		return f.Link, nil
+	}
 	st, err := lookup(f.Process, f.Link)
 	if err == nil && same(&st, &f.Stat) {
 		return f.Link, nil

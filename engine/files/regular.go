@@ -157,4 +157,4 @@ func restoreRegular(r *object.Restorer, _ stream.Ref, s *regularState) (int, err
 }
 
 // RegularKind is the kind of regular files that have a name.
-var RegularKind = object.NewFileKind("file.regular", claimsRegular, dumpRegular, restoreRegular)
+var RegularKind = object.NewFileKind("file.regular", claimsRegular, dumpRegular, restoreRegular).Independent()

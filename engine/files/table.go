@@ -65,15 +65,19 @@ func dumpTable(d *object.Dumper, p *object.Process) error {
 		key = tableKey{id: id}
 	}
 	p.Files, err = d.Once(key, func() (stream.Ref, error) {
+		m, err := newMeeter(p)
+		if err != nil {
+			return stream.Ref{}, err
+		}
+		defer m.close()
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
 		locked := map[kernelview.ID]bool{} // whose locks are in s
 		for _, fd := range t.FDs {
 			// One more descriptor of a file that is known. POSIX locks, though, belong to the process.
 			ref, known := ix.refs[fd.File.ID]
 			if locks, ok := fd.File.Locks.Get(); !known || locks || !ok {
-				var err error
 				var held []TableLock
-				if ref, held, err = dumpDescriptor(d, p, fd, locked[fd.File.ID]); err != nil {
+				if ref, held, err = dumpDescriptor(d, m, fd, locked[fd.File.ID]); err != nil {
 					return stream.Ref{}, err
 				}
 				ix.refs[fd.File.ID] = ref
@@ -96,8 +100,8 @@ func dumpTable(d *object.Dumper, p *object.Process) error {
 
 // dumpDescriptor dumps what a descriptor leads to, and the locks on it that the table is to take, which it does once for
 // each file: locked says that this was done.
-func dumpDescriptor(d *object.Dumper, p *object.Process, fd kernelview.FD, locked bool) (stream.Ref, []TableLock, error) {
-	f, err := object.Meet(p, fd.FD, fd.File)
+func dumpDescriptor(d *object.Dumper, m *meeter, fd kernelview.FD, locked bool) (stream.Ref, []TableLock, error) {
+	f, err := m.meet(fd.FD, fd.File)
 	if err != nil {
 		return stream.Ref{}, nil, err
 	}

@@ -169,6 +169,7 @@ type OpenFile struct {
 	Link    string   // what that link says
 	Stat    unix.Stat_t
 	View    *kernelview.File
+	Named   bool // Link, as a path, was seen to lead to it
 	dup     *sys.FD
 	fdinfo  *procfs.Fdinfo
 }

@@ -13,6 +13,15 @@ type FileKind struct {
 	dump    func(d *Dumper, f *OpenFile) (stream.Ref, error)
 	decode  func(r *stream.Record) (any, error)
 	restore func(r *Restorer, ref stream.Ref, state any) (int, error)
+
+	independent bool
+}
+
+// Independent says that restore needs nothing but the state and the file system, and the Restorer only to read: it may run on any
+// thread, and before objects that come before it in the stream.
+func (k FileKind) Independent() FileKind {
+	k.independent = true
+	return k
 }
 
 // NewFileKind ties the two halves of a kind together by their state S, the schema of the kind's record.
@@ -55,6 +64,7 @@ type Kind struct {
 	schema  func() any
 	decode  func(r *stream.Record) (any, error)
 	restore func(r *Restorer, ref stream.Ref, state any) error
+	open    func(r *Restorer, ref stream.Ref, state any) (int, error) // of independent files
 }
 
 // Schema returns a zero state of the kind: a pointer to the struct that is the schema of its record.
@@ -72,11 +82,15 @@ func NewKind[S any](t stream.Type, restore func(*Restorer, stream.Ref, *S) error
 
 // AsKind returns the part of a file kind that reading a plan needs.
 func (k *FileKind) AsKind() Kind {
-	return Kind{Type: k.Type, schema: k.schema, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
+	kind := Kind{Type: k.Type, schema: k.schema, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
 		fd, err := k.restore(r, ref, state)
 		if err != nil {
 			return err
 		}
 		return r.addFile(ref, fd)
 	}}
+	if k.independent {
+		kind.open = k.restore
+	}
+	return kind
 }

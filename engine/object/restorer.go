@@ -2,6 +2,7 @@ package object
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,10 @@ type Restorer struct {
 	AllowChanged []string
 	// StdinTaken says that cr-restore reads the image from its standard input, so that nobody else can.
 	StdinTaken bool
+
+	// Elsewhere says that what a path leads to depends on the thread: that of the restore is in another mount namespace than this
+	// process.
+	Elsewhere bool
 
 	// PoolBase is above every descriptor number that any task of the image uses.
 	PoolBase int
@@ -123,12 +128,21 @@ func (r *Restorer) RootCalls() []func(b *tracee.Batch) error { return r.inRoot }
 
 // MakeObjects restores, in stream order, every object whose kind does so without a task.
 func (r *Restorer) MakeObjects() error {
+	early := r.openEarly()
+	defer early.end()
 	for i := range r.Plan.Objects {
 		o := &r.Plan.Objects[i]
 		if o.kind.restore == nil {
 			continue
 		}
-		if err := o.kind.restore(r, o.Ref, o.State); err != nil {
+		fd, ok, err := early.take(i)
+		switch {
+		case ok && err == nil:
+			err = r.addFile(o.Ref, fd)
+		case !ok:
+			err = o.kind.restore(r, o.Ref, o.State)
+		}
+		if err != nil {
 			return fmt.Errorf("restoring %s: %w", o, err)
 		}
 	}
@@ -137,8 +151,13 @@ func (r *Restorer) MakeObjects() error {
 
 // Close closes the pool.
 func (r *Restorer) Close() {
-	for _, fd := range r.extra {
-		_ = unix.Close(fd) // tasks hold their own
+	slices.Sort(r.extra)
+	for len(r.extra) > 0 {
+		n := 1 // descriptors whose numbers follow one another
+		for n < len(r.extra) && r.extra[n] == r.extra[0]+n {
+			n++
+		}
+		_ = unix.CloseRange(uint(r.extra[0]), uint(r.extra[n-1]), 0) // tasks hold their own; never fails (close_range(2))
+		r.extra = r.extra[n:]
 	}
-	r.extra = nil
 }
