@@ -22,8 +22,13 @@ func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
 	if err != nil {
 		return nil, err
 	}
-	if list != nil && huge != nil {
-		markHuge(list, *huge)
+	if list != nil && huge == nil && !plainHuge(list, m.tid) {
+		list = nil
+	}
+	if list != nil {
+		if huge != nil {
+			markHuge(list, *huge)
+		}
 		if policies {
 			if err := checkPolicies(m.tid, m.policies); err != nil {
 				return list, m.refuse("", err)
@@ -98,6 +103,21 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 		}
 	}
 	return list, policies, nil
+}
+
+// plainHuge sets AnonHuge of mappings from smaps: without PAGEMAP_SCAN nothing else tells it. False: it shows others.
+func plainHuge(list []procfs.SmapsVMA, tid int) bool {
+	seen, err := procfs.ReadSmaps(tid)
+	if err != nil || len(seen) != len(list) {
+		return false
+	}
+	for i := range list {
+		if seen[i].VMA != list[i].VMA {
+			return false
+		}
+		list[i].AnonHuge = seen[i].AnonHuge
+	}
+	return true
 }
 
 // markHuge sets AnonHuge of the mappings in which there are huge pages.

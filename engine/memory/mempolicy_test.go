@@ -18,20 +18,22 @@ func TestPolicies(t *testing.T) {
 		t.Skip("this kernel has no NUMA policies")
 	}
 	pid := start(t, "numa")
-	d := &object.Dumper{View: needView(t), Arch: native(t), Warn: t.Logf}
-	m := &mmDump{d: d, arch: native(t), p: process(t, pid), tid: pid}
-	if _, err := m.mappings(&[]Range{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Refusals(); err != nil {
-		t.Fatal(err)
-	}
-	if len(m.policies) != 1 {
-		t.Fatalf("policies %+v", m.policies)
-	}
-	p := m.policies[0]
-	if want := (Policy{Start: p.Start, End: p.Start + 2*page, Mode: 2, Nodes: []uint64{1}}); !reflect.DeepEqual(p, want) {
-		t.Errorf("policy %+v, want %+v", p, want)
+	for name, huge := range map[string]*[]Range{"with PAGEMAP_SCAN": {}, "without": nil} {
+		d := &object.Dumper{View: needView(t), Arch: native(t), Warn: t.Logf}
+		m := &mmDump{d: d, arch: native(t), p: process(t, pid), tid: pid}
+		if _, err := m.mappings(huge); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Refusals(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if len(m.policies) != 1 {
+			t.Fatalf("%s: policies %+v", name, m.policies)
+		}
+		p := m.policies[0]
+		if want := (Policy{Start: p.Start, End: p.Start + 2*page, Mode: 2, Nodes: []uint64{1}}); !reflect.DeepEqual(p, want) {
+			t.Errorf("%s: policy %+v, want %+v", name, p, want)
+		}
 	}
 	blind := newBlind(t)
 	if err := Dump(blind, process(t, pid)); err != nil {
