@@ -119,6 +119,7 @@ var refusedClassically = map[string]bool{
 	"attributes": true, // the default timer slack of a real-time thread
 	"seccomp":    true, // cannot be asked
 	"taskstate":  true, // cannot be asked
+	"prctls":     true, // the Landlock domain of a thread with PR_SET_NO_NEW_PRIVS, which could have made one
 	"numa":       true, // the policy of a mapping is only text in numa_maps
 	"creds":      true, // the session keyring and the Landlock domain of a thread without the rights that it had
 }

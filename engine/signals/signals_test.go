@@ -203,7 +203,7 @@ func testTimerCalls(t *testing.T, high int32) {
 		t.Fatal(err)
 	}
 	b := arena.NewBatch()
-	timerCalls(b, a, timers)
+	timerCalls(b, a, timers, false)
 	itimerCalls(b, a, []Itimer{{}, {Left: 1e12, Interval: 3e6}, {Left: 1}})
 	b.Call(b.Sys().TimerCreate, unix.CLOCK_MONOTONIC, 0, b.Space(8)) // with a number of the kernel's choice
 	if err := tr.RunOne(k, b); err != nil {

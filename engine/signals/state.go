@@ -16,6 +16,8 @@ type Process struct {
 	Pending []Siginfo `msgpack:"pending,omitempty"` // shared queue, oldest first
 	Itimers []Itimer  `msgpack:"itimers,omitempty"` // real, virtual, prof; empty when none is armed
 	Timers  []Timer   `msgpack:"timers,omitempty"`  // oldest first
+
+	ChoosesIDs bool `msgpack:"chooses_ids,omitempty"` // of timers that it makes: PR_TIMER_CREATE_RESTORE_IDS is on
 }
 
 // Thread is what one thread has; a part of its record.
@@ -36,6 +38,7 @@ func DumpProcess(view kernelview.View, p *object.Process) (s Process, err error)
 	if s.Itimers, err = dumpItimers(p); err != nil {
 		return s, err
 	}
+	s.ChoosesIDs, _ = p.View.RestoreIDs.Get() // unknown: before Linux 6.16, which has no such thing
 	s.Timers, err = dumpTimers(view, p)
 	return s, err
 }
@@ -96,6 +99,6 @@ const ssAutodisarm = 1 << 31 // SS_AUTODISARM
 // Calls adds what the leader does about the signals of the whole process: last of all, for timers tick from here.
 func (s *Process) Calls(b *tracee.Batch, a *arch.Arch, pid int32) {
 	queueCalls(b, a, pid, pid, true, s.Pending)
-	timerCalls(b, a, s.Timers)
+	timerCalls(b, a, s.Timers, s.ChoosesIDs)
 	itimerCalls(b, a, s.Itimers)
 }

@@ -180,16 +180,19 @@ func itimerCalls(b *tracee.Batch, a *arch.Arch, its []Itimer) {
 }
 
 // timerCalls makes the POSIX timers with their ids, unless MakeTimers has done so, and arms them. They go last: they tick from here.
-func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer) {
-	if len(timers) == 0 {
-		return
-	}
+// stays says that the process has chosen ids itself.
+func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer, stays bool) {
 	zero := 0
-	if choosesIDs() {
+	choose := len(timers) > 0 && choosesIDs()
+	if choose || stays {
 		b.Call(a.Sys.Prctl, prTimerCreateRestoreIDs, 1, zero, zero, zero).Note("prctl(PR_TIMER_CREATE_RESTORE_IDS)")
+	}
+	if choose {
 		for i := range timers {
 			createTimer(b, &timers[i], b.Data(binary.NativeEndian.AppendUint32(nil, uint32(timers[i].ID))))
 		}
+	}
+	if choose && !stays {
 		b.Call(a.Sys.Prctl, prTimerCreateRestoreIDs, zero, zero, zero, zero)
 	}
 	for i := range timers {

@@ -81,7 +81,7 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames, open *openFiles
 	}
 	for _, l := range links {
 		if to, err := os.Readlink(filepath.Join(dir, l)); err == nil {
-			put(l, to)
+			put(l, names.name(to))
 		}
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, "ns")); err == nil {
