@@ -77,6 +77,16 @@ func allFlavours(t *testing.T, name string, compat bool) {
 	}
 }
 
+// TestOverlay has fixtures with files of every kind, deleted and mapped ones among them, on overlayfs, as in containers.
+func TestOverlay(t *testing.T) {
+	harness.NeedRoot(t)
+	for _, name := range []string{"files", "deleted", "removed", "deletedmap", "locks", "memory"} {
+		t.Run(name, func(t *testing.T) {
+			harness.Through(t, name, harness.Flavours[2], harness.Options{Overlay: true})
+		})
+	}
+}
+
 // TestKeptOrRefused: what is not yet kept is refused with status 3, and the tree goes on unharmed. Nothing is lost silently.
 func TestKeptOrRefused(t *testing.T) {
 	harness.NeedRoot(t)

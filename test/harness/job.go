@@ -22,20 +22,21 @@ var jobs atomic.Int64
 
 // Options say how a job is started.
 type Options struct {
-	Name   string   // what messages call it; the program's name when empty
-	Before []string // arguments before the directory
-	Args   []string // arguments behind the directory
-	PidNS  bool     // as init of a pid namespace of its own: unshare -pf --mount-proc
-	Env    []string // more of the environment
-	Stdin  *os.File // /dev/null when nil
-	Stdout *os.File // a file in the job's directory when nil
-	Stderr *os.File
-	Shell  string // a bash script to run instead of the program; its directory is the first argument
-	Compat bool   // as a 32-bit program (Prog32)
-	Cgroup bool   // in cgroups of its own (v2 and v1 freezer), alone
-	User   int    // uid and gid that the program runs as, without supplementary groups; 0: as the test
-	AsUser bool   // the commands run as that user too
-	Linger bool   // the program does not end by itself: Finish does not wait for that
+	Name    string   // what messages call it; the program's name when empty
+	Before  []string // arguments before the directory
+	Args    []string // arguments behind the directory
+	PidNS   bool     // as init of a pid namespace of its own: unshare -pf --mount-proc
+	Env     []string // more of the environment
+	Stdin   *os.File // /dev/null when nil
+	Stdout  *os.File // a file in the job's directory when nil
+	Stderr  *os.File
+	Shell   string // a bash script to run instead of the program; its directory is the first argument
+	Compat  bool   // as a 32-bit program (Prog32)
+	Cgroup  bool   // in cgroups of its own (v2 and v1 freezer), alone
+	Overlay bool   // its directory lies on overlayfs: the test must run alone, since all namespaces see the mount
+	User    int    // uid and gid that the program runs as, without supplementary groups; 0: as the test
+	AsUser  bool   // the commands run as that user too
+	Linger  bool   // the program does not end by itself: Finish does not wait for that
 }
 
 // Job is a tree of processes under test.
@@ -90,6 +91,9 @@ func Start(t testing.TB, prog string, o Options) *Job {
 	}
 	if o.User != 0 {
 		prog = j.ofUser(prog)
+	}
+	if o.Overlay {
+		j.overlay()
 	}
 	argv := append(append(append([]string{prog}, o.Before...), j.Dir), o.Args...)
 	if o.Shell != "" {
@@ -151,6 +155,27 @@ func StartFixture(t testing.TB, name string, o Options) *Job {
 	j := Start(t, prog(t, name), o)
 	j.WaitFile("ready", 30*time.Second)
 	return j
+}
+
+// overlay mounts an overlay of two empty directories on the job's.
+func (j *Job) overlay() {
+	j.T.Helper()
+	layers := map[string]string{}
+	for _, name := range []string{"lower", "upper", "work"} {
+		layers[name] = filepath.Join(filepath.Dir(j.Dir), name)
+		if err := os.Mkdir(layers[name], 0o755); err != nil {
+			j.T.Fatal(err)
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", layers["lower"], layers["upper"], layers["work"])
+	if err := unix.Mount("overlay", j.Dir, "overlay", 0, options); err != nil {
+		j.T.Skipf("mounting an overlay: %v", err)
+	}
+	j.T.Cleanup(func() {
+		if err := unix.Unmount(j.Dir, unix.MNT_DETACH); err != nil {
+			j.T.Errorf("unmounting the overlay: %v", err)
+		}
+	})
 }
 
 // ofUser gives the job's directories to its user, and a copy of a program that is where he cannot reach it.
