@@ -57,12 +57,18 @@ int main(int argc, char **argv)
 	MUST(mkdir(fx_path("a"), 0700));
 	MUST(mkdir(fx_path("a/b"), 0700));
 	MUST(mkdir(fx_path("c"), 0700));
-	const char *from[] = { "name", "a/name", "a/b/name" }, *to[] = { "a/b/other", "c/other", "above" };
-	int file[3];
-	for (int i = 0; i < 3; i++) {
+	const char *from[] = { "name", "a/name", "a/b/name", "a/moved" }, *to[] = { "a/b/other", "c/other", "above", "c/d/moved" };
+	int file[4];
+	for (int i = 0; i < 4; i++) {
 		file[i] = MUST(open(fx_path(from[i]), O_RDWR | O_CREAT, 0600));
 		MUST(write(file[i], "0123456789", 10));
 		MUST(lseek(file[i], 3 + i, SEEK_SET));
+		if (i == 3) { /* and one that is renamed, with the directory that it was moved to */
+			MUST(mkdir(fx_path("c/dir"), 0700));
+			MUST(rename(fx_path("a/moved"), fx_path("c/dir/moved")));
+			MUST(rename(fx_path("c/dir"), fx_path("c/d")));
+			continue;
+		}
 		MUST(linkat(AT_FDCWD, fx_path(from[i]), AT_FDCWD, fx_path(to[i]), 0));
 		MUST(unlink(fx_path(from[i])));
 	}
@@ -86,7 +92,7 @@ int main(int argc, char **argv)
 	snprintf(text, sizeof text, "/proc/self/fd/%d", fd);
 	MUST(readlink(text, link, sizeof link - 1));
 	CHECK(!strncmp(link, fx_path("open"), strlen(fx_path("open"))) && strstr(link, " (deleted)"), "the name of the open one: %s", link);
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 4; i++) {
 		CHECK_EQ(lseek(file[i], 0, SEEK_CUR), 3 + i, "position");
 		MUST(fstat(file[i], &st));
 		MUST(stat(fx_path(to[i]), &other));
