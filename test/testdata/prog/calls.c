@@ -219,7 +219,7 @@ static void mk_epoll(void)
 static struct epoll_event ev;
 static void c_epoll(void) { result(epoll_wait(fd, &ev, 1, T / 1000000), 0); }
 static void c_epoll_pwait(void) { mask_before(); result(epoll_pwait(fd, &ev, 1, T / 1000000, only(SIGHUP)), 0); mask_after(); }
-static void c_epoll_pwait2(void) { struct timespec t = ts(T); mask_before(); long r = syscall(SYS_epoll_pwait2, fd, &ev, 1, &t, only(SIGHUP), 8); if (!missing(r)) result(r, 0); mask_after(); }
+static void c_epoll_pwait2(void) { struct { int64_t sec, nsec; } t = { T / 1000000000, T % 1000000000 }; mask_before(); long r = syscall(SYS_epoll_pwait2, fd, &ev, 1, &t, only(SIGHUP), 8); if (!missing(r)) result(r, 0); mask_after(); }
 static void e_epoll(void) { result(epoll_wait(fd, &ev, 1, -1), 1); CHECK_EQ(ev.data.u64, 0x123456789abcull, "data of the event"); }
 static void e_epoll_pwait(void) { mask_before(); result(epoll_pwait(fd, &ev, 1, -1, only(SIGHUP)), 1); mask_after(); }
 static void e_epoll_pwait2(void) { mask_before(); long r = syscall(SYS_epoll_pwait2, fd, &ev, 1, NULL, only(SIGHUP), 8); if (!missing(r)) result(r, 1); mask_after(); }
@@ -323,10 +323,12 @@ static void c_requeue_pi(void) { struct timespec t = at(CLOCK_MONOTONIC); failed
 static void e_requeue_pi(void) { result(futex(W(0), FUTEX_WAIT_REQUEUE_PI, 0, NULL, W(1), 0), 0); CHECK_EQ(*W(1) & FUTEX_TID_MASK, main_tid, "owner of the futex"); }
 static void requeue(void) { result(syscall(SYS_futex, W(0), FUTEX_CMP_REQUEUE_PI, 1, 1, W(1), 0), 1); }
 struct waitv { uint64_t val, uaddr; uint32_t flags, reserved; };
+struct ktimespec { int64_t sec, nsec; }; /* of newer calls, in 32-bit programs too */
 static long waitv(int flags, struct timespec *t, clockid_t c)
 {
 	struct waitv v[2] = { { 0, (uintptr_t)W(1), 2 | flags, 0 }, { 0, (uintptr_t)W(0), 2 | flags, 0 } };
-	return syscall(SYS_futex_waitv, v, 2, 0, t, c);
+	struct ktimespec k = { t ? t->tv_sec : 0, t ? t->tv_nsec : 0 };
+	return syscall(SYS_futex_waitv, v, 2, 0, t ? &k : NULL, c);
 }
 static void c_waitv(void) { struct timespec t = at(CLOCK_MONOTONIC); long r = waitv(0, &t, CLOCK_MONOTONIC); if (!missing(r)) failed(r, ETIMEDOUT); }
 static void c_waitv_real(void) { struct timespec t = at(CLOCK_REALTIME); long r = waitv(0, &t, CLOCK_REALTIME); if (!missing(r)) failed(r, ETIMEDOUT); }
