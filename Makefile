@@ -36,8 +36,7 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 # The same whoever runs it. What cannot run here is skipped and listed; with
 # CI=1 a skip that .ci/may-skip does not name is a failure.
 # One package after the other (-p 1): tests freeze, kill and time real processes, and a busy machine is another machine.
-test: packages ## all tests
-	$(GO) vet ./...
+test: packages vet ## all tests
 	$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
 
 vm: vm-6.1 vm-6.12 ## the tests on Debian's older kernels, emulated (root on Debian; see CONTRIBUTING.md)
@@ -47,14 +46,15 @@ vm-6.1 vm-6.12: packages
 	$(GO) run ./tools/vm $(if $(VMRUN),-run '$(VMRUN)') $(VMFLAGS) $(@:vm-%=%) $(VMPACKAGES) | \
 		$(GO) run ./tools/skips -may-skip tools/vm/may-skip-$(@:vm-%=%) $(if $(FAILED),-failed $(FAILED))
 
-stress: ## kill -9 of each command 300 times at random moments (root; half an hour)
-	CRPIPE_KILLS=300 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled'
+stress: ## kill -9 of each command 300 times at random moments, every failpoint every way, 10,000 threads (root; most of an hour)
+	CRPIPE_KILLS=300 CRPIPE_THREADS=10000 CRPIPE_FAILPOINTS=all $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled|^TestFailpoints$$|^TestCrowd$$'
 
 skips: ## the tests that are skipped on this machine, and why
 	-$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
 
 vet:
 	$(GO) vet ./...
+	$(GO) vet -tags failpoints ./engine/... ./cmd/...
 
 vet-all: ## vet for every architecture, and what must build elsewhere
 	@failed=; for arch in $(LINUX_ARCHS); do \

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -175,7 +176,7 @@ func (rs *restoration) generation(creators []*tasks.Birth) error {
 			return err
 		}
 	}
-	return nil
+	return failpoint.Hit("restore.born")
 }
 
 // bear adds the call with which creator makes x.

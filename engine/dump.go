@@ -14,6 +14,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
@@ -73,6 +74,9 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 		return err
 	}
 	defer view.Close()
+	if err := failpoint.Hit("dump.opened"); err != nil {
+		return err
+	}
 	begin := time.Now()
 	for pause := time.Millisecond; ; pause *= 2 {
 		err := dumpOnce(ctx, w, a, view, &o)
@@ -142,7 +146,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := lookAtTree(d, held); err != nil {
 		return err
 	}
-	if err := d.Refusals(); err != nil {
+	if err := failpoint.After("dump.looked", d.Refusals()); err != nil {
 		return err
 	}
 	if o.DryRun {
@@ -152,16 +156,16 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		return context.Cause(ctx)
 	}
 	pauseMoves(kept, d, o)
-	err = writeTree(kept, d, held)
+	err = failpoint.After("dump.kept", writeTree(kept, d, held))
 	if kept.Whole() && !o.Kill {
 		gone = true
 		err = errors.Join(err, held.Release())
 	}
-	if err := errors.Join(err, kept.Flush()); err != nil {
+	if err := failpoint.After("dump.written", errors.Join(err, kept.Flush())); err != nil {
 		return err
 	}
 	if o.Commit != nil {
-		if err := o.Commit(); err != nil {
+		if err := failpoint.After("dump.committed", o.Commit()); err != nil {
 			return err
 		}
 	}
@@ -174,20 +178,20 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 
 // lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
 func lookAtTree(d *object.Dumper, held *treeHold) error {
-	if err := collectTree(d, held); err != nil {
+	if err := failpoint.After("look.tree", collectTree(d, held)); err != nil {
 		return err
 	}
-	if err := checkTree(d); err != nil {
+	if err := failpoint.After("look.checks", checkTree(d)); err != nil {
 		return err
 	}
 	if d.Container {
 		d.Leaks = map[kernelview.ID]bool{}
-		if err := checkContainer(d); err != nil {
+		if err := failpoint.After("look.leaks", checkContainer(d)); err != nil {
 			return err
 		}
 	}
 	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
-		if err := step(d); err != nil {
+		if err := failpoint.After("look.whole", step(d)); err != nil {
 			return err
 		}
 	}
@@ -207,16 +211,16 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 		}
 		for _, step := range []func(*object.Dumper, *object.Process) error{
 			files.DumpTable, files.DumpFS, signals.DumpActions, memory.Dump} {
-			if err := step(d, p); err != nil {
+			if err := failpoint.After("look.process", step(d, p)); err != nil {
 				d.Refuse(err)
 			}
 		}
 	}
-	if err := memory.Share(d); err != nil {
+	if err := failpoint.After("look.shared", memory.Share(d)); err != nil {
 		return err
 	}
 	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks} {
-		if err := step(d); err != nil {
+		if err := failpoint.After("look.locks", step(d)); err != nil {
 			return err
 		}
 	}
@@ -237,7 +241,7 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 		err = held.do(func() error {
 			for _, t := range p.Threads {
 				thread, err := dumpThread(d, t, ref, online, shared)
-				if err != nil {
+				if err = failpoint.After("look.thread", err); err != nil {
 					return err
 				}
 				family.Threads = append(family.Threads, thread)
@@ -489,12 +493,12 @@ func writeTree(out io.Writer, d *object.Dumper, held *treeHold) error {
 	if err != nil {
 		return err
 	}
-	err = d.WriteRecords(w)
+	err = failpoint.After("dump.records", d.WriteRecords(w))
 	if err == nil {
 		err = d.WriteBulk(w)
 	}
 	if err == nil {
-		err = held.stoodStill()
+		err = failpoint.After("dump.proved", held.stoodStill())
 	}
 	if err != nil {
 		// Best effort: where writing itself has failed the reader sees a truncated stream instead.

@@ -7,6 +7,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
@@ -94,7 +95,7 @@ func (rs *restoration) layOut() error {
 // finishProcesses gives processes what belongs to them as a whole. The order matters: zombies must be there before
 // their parents may ignore SIGCHLD; the executable, roots and directories are taken from the pool before it goes.
 func (rs *restoration) finishProcesses() error {
-	if err := rs.endZombies(); err != nil {
+	if err := failpoint.After("restore.zombies", rs.endZombies()); err != nil {
 		return err
 	}
 	done := map[stream.Ref]bool{} // address spaces, directories, tables of actions
@@ -251,7 +252,7 @@ func (rs *restoration) finishThreads() error {
 			return fmt.Errorf("thread %d: restoring rseq_cs: %w", t.state.TID, err)
 		}
 	}
-	if err := rs.fromOutside(); err != nil {
+	if err := failpoint.After("restore.outside", rs.fromOutside()); err != nil {
 		return err
 	}
 	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
@@ -270,6 +271,9 @@ func (rs *restoration) finishThreads() error {
 		}
 		return nil
 	}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("restore.threads"); err != nil {
 		return err
 	}
 	return rs.finishSignals()

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/tracee"
@@ -119,7 +120,7 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 	}
 	h.Held, err = freezer.Hold(h.tracer, &ticket.state, ho)
 	if err == nil {
-		if err = h.note(); err != nil {
+		if err = failpoint.After("hold.noted", h.note()); err != nil {
 			return nil, errors.Join(err, h.Release())
 		}
 	}
@@ -157,7 +158,7 @@ func (h *treeHold) Release() error {
 
 // Kill ends the tree.
 func (h *treeHold) Kill() error {
-	if err := h.guard.journal(cureKill)(h.State()); err != nil {
+	if err := failpoint.After("kill.told", h.guard.journal(cureKill)(h.State())); err != nil {
 		return errors.Join(err, h.Release())
 	}
 	err := h.Held.Kill()
@@ -176,13 +177,19 @@ func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Each process is to be ended for itself: its parent may be dead when the guard comes to it.
+		each := *st
+		each.Roots = nil
+		if err := failpoint.After("restore.noted", o.Guard.journal(cureKill)(&each)); err != nil {
+			return nil, err
+		}
 		return newTicket(st), nil
 	}
 	journal := o.Guard.journal(cureKill)
 	st, err := freezer.Freeze(freezer.Options{
 		Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true, Stopped: o.stopped, Journal: journal})
 	if err == nil {
-		err = journal(st) // with all tasks: from the detach on nobody else ends them
+		err = failpoint.After("restore.told", journal(st)) // with all tasks: from the detach on nobody else ends them
 	}
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) {

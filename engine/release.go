@@ -10,6 +10,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/events"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -43,12 +44,12 @@ func (rs *restoration) finishSignals() error {
 		if p.state.StopSignal == 0 || p.state.Zombie {
 			continue
 		}
-		if err := rs.stop(p); err != nil {
+		if err := failpoint.After("restore.stopped", rs.stop(p)); err != nil {
 			return fmt.Errorf("process %d: stopping it: %w", p.state.PID, err)
 		}
 	}
 	running := func(p *process) bool { return p.state.StopSignal == 0 }
-	if err := rs.queueSignals(running); err != nil {
+	if err := failpoint.After("restore.signals", rs.queueSignals(running)); err != nil {
 		return err
 	}
 	return rs.blockSleepers(running)
@@ -147,7 +148,7 @@ func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
 		return nil
 	}
 	classes, err := rs.tracer.Block(who, batches, sleepTime)
-	if err != nil {
+	if err = failpoint.After("restore.sleepers", err); err != nil {
 		return fmt.Errorf("putting threads back to sleep: %w", err)
 	}
 	for i, t := range sleepers {
@@ -394,16 +395,16 @@ func (rs *restoration) passOn(all []*tracee.Task) error {
 
 // letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
 func (rs *restoration) letGo() (*Restored, error) {
-	if err := rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 }); err != nil {
+	if err := failpoint.After("restore.traces", rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 })); err != nil {
 		return nil, err
 	}
-	if err := events.StartTimers(rs.r); err != nil {
+	if err := failpoint.After("restore.timers", events.StartTimers(rs.r)); err != nil {
 		return nil, err
 	}
 	var all []*tracee.Task
 	if err := rs.tracer.Do(func() error { // one visit to the tracer's thread for all
 		for _, p := range rs.procs {
-			if err := rs.setFinal(p); err != nil {
+			if err := failpoint.After("restore.final", rs.setFinal(p)); err != nil {
 				return fmt.Errorf("process %d: %w", p.state.PID, err)
 			}
 			for _, t := range p.threads {
@@ -426,23 +427,44 @@ func (rs *restoration) letGo() (*Restored, error) {
 			stopped = append(stopped, p.task.Pid)
 		}
 	}
-	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, Guard: rs.o.Guard})
-	if err != nil {
+	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, Guard: rs.guard})
+	if err = failpoint.After("restore.described", err); err != nil {
 		return nil, err
 	}
-	if err := rs.tracer.Commit(all); err != nil {
+	made := &Restored{Root: rs.procs[0].task.Pid, Ticket: ticket}
+	if !rs.o.Frozen {
+		if err := rs.tell(made); err != nil {
+			return nil, err
+		}
+	}
+	untied := rs.guard.Clear // from here on all live
+	if rs.o.Frozen {
+		untied = nil // until somebody has the ticket
+	}
+	if err := rs.tracer.Commit(all, untied); err != nil {
 		if rs.o.Frozen { // nobody is left in the freezer, which goes too
-			err = errors.Join(err, undoFrozen(rs.o.Guard, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn})))
+			err = errors.Join(err, undoFrozen(rs.guard, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn})))
 		}
 		return nil, err
 	}
 	rs.committed = true
 	if rs.o.Frozen {
-		if err := ticket.state.AwaitFrozen(0); err != nil {
-			return nil, errors.Join(err, undoFrozen(rs.o.Guard, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn})))
+		err := failpoint.After("restore.awaited", ticket.state.AwaitFrozen(0))
+		if err == nil {
+			err = rs.tell(made) // not before: whoever has the ticket may thaw at once, and these must have been let go then
+		}
+		if err != nil {
+			return nil, errors.Join(err, undoFrozen(rs.guard, freezer.Kill(&ticket.state, freezer.ThawOptions{Warn: rs.o.Warn})))
 		}
 	}
-	return &Restored{Root: rs.procs[0].task.Pid, Ticket: ticket}, nil
+	return made, nil
+}
+
+func (rs *restoration) tell(made *Restored) error {
+	if rs.o.Tell == nil {
+		return nil
+	}
+	return rs.o.Tell(made)
 }
 
 // undoFrozen leaves to the guard what could not be undone.

@@ -12,6 +12,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/files"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
@@ -37,9 +38,14 @@ type RestoreOptions struct {
 	Groups   []uint32
 	Progress func(Progress)
 	Warn     func(string)
-	// Guard ends a tree that is left stopped should this process die before Guard.Clear, which the caller calls once somebody
-	// has the ticket; may be nil. What runs, or has not come so far, needs none: the kernel ends it with its tracer.
-	Guard *Guardian
+	// Guard is asked for a guard where one is needed; may be nil. It ends a tree that is left stopped should this process die before
+	// Guard.Clear, which the caller calls once somebody has the ticket, and one of several processes that is let run should this
+	// process die when some of them are tied to it still and some are not. What runs, or has not come so far, needs none: the kernel
+	// ends it with its tracer.
+	Guard func() *Guardian
+	// Tell is called with what has been made before any of it runs; may be nil. An error undoes the restore: a tree of which nobody
+	// can be told must not have done anything, for it may go on elsewhere instead.
+	Tell func(*Restored) error
 }
 
 // Restored is a tree that has been made.
@@ -75,6 +81,7 @@ type restoration struct {
 	home      *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
 	initial   initialState
 	committed bool
+	guard     *Guardian // nil: not needed
 }
 
 // process is a thread group that is being made.
@@ -116,7 +123,7 @@ func Restore(ctx context.Context, in io.Reader, o RestoreOptions) (*Restored, er
 		return nil, err
 	}
 	rs := &restoration{o: &o}
-	if err := rs.checkHeader(reader.Header()); err != nil {
+	if err := failpoint.After("restore.header", rs.checkHeader(reader.Header())); err != nil {
 		return nil, err
 	}
 	plan, first, err := object.ReadPlan(reader, allKinds())
@@ -124,14 +131,17 @@ func Restore(ctx context.Context, in io.Reader, o RestoreOptions) (*Restored, er
 		return nil, err
 	}
 	rs.plan = plan
-	if err := rs.planTree(); err != nil {
+	if err := failpoint.After("restore.planned", rs.planTree()); err != nil {
 		return nil, err
 	}
 	if o.DryRun {
 		return nil, rs.dryRun(reader, first)
 	}
-	if err := rs.checkPIDs(ctx); err != nil {
+	if err := failpoint.After("restore.numbers", rs.checkPIDs(ctx)); err != nil {
 		return nil, err
+	}
+	if o.Guard != nil && (o.Frozen || len(rs.procs) > 1) {
+		rs.guard = o.Guard()
 	}
 	rs.tracer = tracee.NewTracer()
 	defer rs.close()
@@ -302,34 +312,34 @@ func (rs *restoration) dryRun(reader *stream.Reader, rec *stream.Record) error {
 
 // build makes everything, up to the point where the tree could be let go.
 func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *stream.Record) error {
-	if err := rs.makeObjects(); err != nil {
+	if err := failpoint.After("restore.objects", rs.makeObjects()); err != nil {
 		return err
 	}
 	report(rs.o.Progress, "making tasks", 0)
 	first, err := rs.makeTree(ctx, reader, first)
-	if err != nil {
+	if err = failpoint.After("restore.tree", err); err != nil {
 		return err
 	}
-	if err := rs.joinGroups(); err != nil {
+	if err := failpoint.After("restore.groups", rs.joinGroups()); err != nil {
 		return err
 	}
-	if err := rs.endLeaders(); err != nil {
+	if err := failpoint.After("restore.leaders", rs.endLeaders()); err != nil {
 		return err
 	}
-	if err := rs.layOut(); err != nil {
+	if err := failpoint.After("restore.mapped", rs.layOut()); err != nil {
 		return err
 	}
-	if err := rs.openPidfds(); err != nil {
+	if err := failpoint.After("restore.pidfds", rs.openPidfds()); err != nil {
 		return err
 	}
-	if err := rs.takeLocks(files.PoolLockCalls); err != nil {
+	if err := failpoint.After("restore.locks", rs.takeLocks(files.PoolLockCalls)); err != nil {
 		return err
 	}
-	if err := rs.fill(ctx, reader, first); err != nil {
+	if err := failpoint.After("restore.filled", rs.fill(ctx, reader, first)); err != nil {
 		return err
 	}
 	report(rs.o.Progress, "finishing", 0)
-	if err := rs.finishProcesses(); err != nil {
+	if err := failpoint.After("restore.processes", rs.finishProcesses()); err != nil {
 		return err
 	}
 	return rs.finishThreads()
@@ -340,12 +350,13 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, first *stream.Record) (*stream.Record, error) {
 	for deadline := time.Now().Add(zombieTime); ; {
 		if rs.stub == nil {
-			if err := rs.spawn(); err != nil {
+			if err := failpoint.After("restore.spawned", rs.spawn()); err != nil {
 				return nil, err
 			}
 			if rs.bank != nil {
 				var err error
-				if first, err = rs.fillBank(reader, first); err != nil {
+				first, err = rs.fillBank(reader, first)
+				if err = failpoint.After("restore.bank", err); err != nil {
 					return nil, err
 				}
 			}
@@ -450,7 +461,7 @@ func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, fille
 			if err != nil {
 				return err
 			}
-			if err := rs.r.Content(&d, data); err != nil {
+			if err := failpoint.After("restore.data", rs.r.Content(&d, data)); err != nil {
 				return err
 			}
 		case rec.Flags&stream.FlagOptional == 0:
@@ -465,6 +476,8 @@ func (rs *restoration) close() {
 		// Everything made dies here; what cannot be killed dies with the tracer (PTRACE_O_EXITKILL).
 		if err := rs.tracer.KillAll(); err != nil {
 			rs.o.Warn(err.Error())
+		} else if !rs.o.Frozen {
+			_ = rs.guard.Clear() // else it would look for those who are gone
 		}
 	}
 	rs.tracer.Close()

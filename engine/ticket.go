@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -103,7 +104,7 @@ func (t *Ticket) Write(w io.Writer, producer string) error {
 	for _, pid := range t.state.Roots {
 		s.Roots = append(s.Roots, int32(pid))
 	}
-	err = sw.Put(typeTicket, 0, s, nil)
+	err = failpoint.After("ticket.begun", sw.Put(typeTicket, 0, s, nil))
 	for i := range t.state.Tasks {
 		if err != nil {
 			break
@@ -113,7 +114,7 @@ func (t *Ticket) Write(w io.Writer, producer string) error {
 			Comm: []byte(k.Comm), Before: string(k.Before), Cgroup: k.Cgroup}, nil)
 	}
 	if err == nil {
-		err = sw.End()
+		err = failpoint.After("ticket.written", sw.End())
 	}
 	if err != nil {
 		return fmt.Errorf("writing the ticket: %w", err)

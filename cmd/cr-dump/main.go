@@ -43,6 +43,9 @@ func (c *dump) Run(app *cli.App) error {
 	if c.Kill && c.DryRun {
 		return cli.UsageError("--kill and --dry-run exclude each other", "")
 	}
+	if err := engine.CheckLimits(); err != nil {
+		return err
+	}
 	o := engine.DumpOptions{
 		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External, Container: c.Container,
 		DryRun: c.DryRun, Guard: c.guardian, View: c.view, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },

@@ -33,6 +33,9 @@ func (c *freeze) Run(app *cli.App) error {
 	if err := cli.CheckPIDs(c.PIDs); err != nil {
 		return err
 	}
+	if err := engine.CheckLimits(); err != nil {
+		return err
+	}
 	out, err := app.Output(c.Output, cli.Binary)
 	if err != nil {
 		return err
@@ -45,6 +48,9 @@ func (c *freeze) Run(app *cli.App) error {
 	}
 	if err = ticket.Write(out, cli.Producer(app.Name)); err == nil {
 		err = out.Commit()
+	}
+	if err == nil {
+		err = engine.Failpoint("freeze.committed")
 	}
 	if err != nil {
 		// Nobody could let go what nobody has a ticket for.

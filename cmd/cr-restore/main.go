@@ -48,6 +48,9 @@ func (c *restore) Run(app *cli.App) error {
 			return err
 		}
 	}
+	if err := engine.CheckLimits(); err != nil {
+		return err
+	}
 	inherit, err := inherited(c.Inherit)
 	if err != nil {
 		return err
@@ -76,25 +79,32 @@ func (c *restore) Run(app *cli.App) error {
 		return err
 	}
 	var guardian *engine.Guardian
-	if c.Frozen {
-		guardian = engine.StartGuard(nil)
-	}
 	o := engine.RestoreOptions{
-		Guard:  guardian,
 		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, AllowChanged: c.Changed, StdinTaken: c.Input == "" || c.Input == "-",
 		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	if c.DryRun {
 		o.Plan = out
 	}
+	if inner == nil { // a namespace ends with its init, which is this process
+		o.Guard = func() *engine.Guardian {
+			guardian = engine.StartGuard(nil)
+			return guardian
+		}
+	}
 	if inner != nil {
 		o.Groups = inner.Groups
 	}
+	o.Tell = func(made *engine.Restored) error { return tell(made, out, pidFile) }
 	made, err := engine.Restore(app.Context, in, o)
 	if err != nil || c.DryRun {
 		return err
 	}
-	if err := tell(made, out, pidFile); err != nil {
+	err = complete(out, pidFile)
+	if err == nil {
+		err = engine.Failpoint("restore.committed")
+	}
+	if err != nil {
 		// A status that says failed promises that nothing was made.
 		return errors.Join(err, engine.Thaw(made.Ticket, engine.ThawOptions{Kill: true, Guard: guardian, Warn: app.Warn}))
 	}
@@ -112,6 +122,7 @@ func (c *restore) Run(app *cli.App) error {
 	case !c.Wait:
 		return nil
 	}
+	guardian.Dismiss()
 	if err := app.ForwardSignals(made.Root); err != nil {
 		return err
 	}
@@ -163,13 +174,13 @@ func (c *restore) output(app *cli.App) (*cli.Output, error) {
 	return app.Output(c.Output, cli.Binary)
 }
 
-// tell writes the ticket and the pid.
+// tell writes the ticket and the pid, which nobody can read to the end yet.
 func tell(made *engine.Restored, ticket, pidFile *cli.Output) error {
 	if ticket != nil {
 		if err := made.Ticket.Write(ticket, cli.Producer("cr-restore")); err != nil {
 			return err
 		}
-		if err := ticket.Commit(); err != nil {
+		if err := ticket.Sync(); err != nil {
 			return err
 		}
 	}
@@ -179,7 +190,20 @@ func tell(made *engine.Restored, ticket, pidFile *cli.Output) error {
 	if _, err := fmt.Fprintln(pidFile, made.Root); err != nil {
 		return err
 	}
-	return pidFile.Commit()
+	return pidFile.Sync()
+}
+
+// complete lets others have what tell has written.
+func complete(outputs ...*cli.Output) error {
+	for _, out := range outputs {
+		if out == nil {
+			continue
+		}
+		if err := out.Commit(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inherited takes the flags --inherit NAME=FD apart. A name may hold an equals

@@ -20,6 +20,9 @@ func main() {
 }
 
 func (c *thaw) Run(app *cli.App) error {
+	if err := engine.CheckLimits(); err != nil {
+		return err
+	}
 	in, err := app.Input(c.Input, cli.Binary)
 	if err != nil {
 		return err

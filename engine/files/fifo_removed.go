@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 	"crpipe/stream"
@@ -99,6 +100,7 @@ func makeFIFO(dir string) (*sys.FD, error) {
 			return nil, err
 		}
 		fd, err := sys.OpenAt(at.Int(), name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		err = failpoint.After("restore.named", err)
 		if bad := unix.Unlinkat(at.Int(), name, 0); bad != nil {
 			return nil, errors.Join(fmt.Errorf("removing %s/%s: %w", dir, name, bad), err, fd.Close())
 		}

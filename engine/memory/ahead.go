@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 	"crpipe/stream"
 )
@@ -52,7 +53,7 @@ func (o *output) write(b *buffer) (*buffer, error) {
 		return b, nil
 	}
 	o.done += b.used
-	err := b.write(o.w, o.ref)
+	err := failpoint.After("dump.pages", b.write(o.w, o.ref))
 	b.reset()
 	if err == nil && o.done >= aheadFrom && !o.serial {
 		b.put()
@@ -71,7 +72,7 @@ func (o *output) start() *buffer {
 		defer close(o.ended)
 		for b := range o.full {
 			if o.failed.Load() == nil {
-				if err := b.write(o.w, o.ref); err != nil {
+				if err := failpoint.After("dump.ahead", b.write(o.w, o.ref)); err != nil {
 					o.failed.Store(&err)
 				}
 			}

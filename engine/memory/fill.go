@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -169,7 +170,7 @@ func (f *Filler) Put(rec *stream.Record) error {
 	if err != nil {
 		return object.BadImagef("%v: %w", rec, err)
 	}
-	if err := to.prepare(pieces); err != nil {
+	if err := failpoint.After("restore.pages", to.prepare(pieces)); err != nil {
 		return err
 	}
 	if len(data) < smallRecord && f.gather(job{to: to, at: meta.Addr, data: data, pieces: pieces}) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -142,6 +143,9 @@ func (d *Dumper) WriteRecords(w *stream.Writer) error {
 	for _, list := range [][]record{d.records, d.links} {
 		for i := range list {
 			r := &list[i]
+			if err := r.hit(); err != nil {
+				return err
+			}
 			if err := w.Put(r.typ, r.ref, r.state, nil); err != nil {
 				return fmt.Errorf("writing %s record: %w", r.typ, err)
 			}
@@ -151,10 +155,23 @@ func (d *Dumper) WriteRecords(w *stream.Writer) error {
 	return nil
 }
 
+// hit is before a record of each class.
+func (r *record) hit() error {
+	switch {
+	case r.typ.Class() == "process":
+		return failpoint.Hit("dump.process")
+	case r.typ == "thread":
+		return failpoint.Hit("dump.thread")
+	case r.ref == 0:
+		return failpoint.Hit("dump.link")
+	}
+	return failpoint.Hit("dump.object")
+}
+
 // WriteBulk writes all remembered contents, in order.
 func (d *Dumper) WriteBulk(w *stream.Writer) error {
 	for _, b := range d.bulk {
-		if err := b.Write(w); err != nil {
+		if err := failpoint.After("dump.contents", b.Write(w)); err != nil {
 			return err
 		}
 	}

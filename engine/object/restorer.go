@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/tracee"
 	"crpipe/stream"
 )
@@ -142,7 +143,7 @@ func (r *Restorer) MakeObjects() error {
 		case !ok:
 			err = o.kind.restore(r, o.Ref, o.State)
 		}
-		if err != nil {
+		if err = failpoint.After("restore.object", err); err != nil {
 			return fmt.Errorf("restoring %s: %w", o, err)
 		}
 	}

@@ -188,10 +188,8 @@ func (o *Output) Commit() error {
 	if o.complete {
 		return nil
 	}
-	if o.regular {
-		if err := o.file.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return o.failed(err)
-		}
+	if err := o.Sync(); err != nil {
+		return err
 	}
 	if o.path != "" {
 		if err := o.rename(); err != nil {
@@ -200,6 +198,17 @@ func (o *Output) Commit() error {
 	}
 	o.complete = true
 	if err := o.file.Close(); err != nil {
+		return o.failed(err)
+	}
+	return nil
+}
+
+// Sync makes sure that what has been written will be there: a disk that turns out to be full says so here at the latest.
+func (o *Output) Sync() error {
+	if !o.regular {
+		return nil
+	}
+	if err := o.file.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return o.failed(err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -37,7 +38,7 @@ func (f *freeze) catch() (*catcher, error) {
 		for {
 			caught, err := c.pass()
 			if err != nil || caught == 0 {
-				return err
+				return failpoint.After("freeze.caught", err)
 			}
 			if err := f.late(); err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -75,11 +76,11 @@ func (f *freeze) byCgroup(way Way) (err error) {
 		if g.Already {
 			continue
 		}
-		if err := f.journal(); err != nil {
+		if err := failpoint.After("freeze.told", f.journal()); err != nil {
 			return err
 		}
 		g.frozen = true
-		if err := f.h.setFrozen(g.dir, true); err != nil {
+		if err := failpoint.After("freeze.asked", f.h.setFrozen(g.dir, true)); err != nil {
 			return usable(fmt.Errorf("freezing cgroup %s: %w", g.Path, err))
 		}
 	}
@@ -87,7 +88,7 @@ func (f *freeze) byCgroup(way Way) (err error) {
 		if err := f.gather(false); err != nil {
 			return err
 		}
-		if err := f.waitFrozen(); err != nil {
+		if err := failpoint.After("freeze.frozen", f.waitFrozen()); err != nil {
 			return err
 		}
 		fresh, err := f.tree.grow(f.late)
@@ -289,7 +290,7 @@ func (f *freeze) move(p place, i int) error {
 		if err := f.journal(); err != nil {
 			return err
 		}
-		if err := f.mkdir(want.Path); err != nil {
+		if err := failpoint.After("freeze.made", f.mkdir(want.Path)); err != nil {
 			return err
 		}
 		if err := f.addGroup(want); err != nil {
@@ -303,7 +304,7 @@ func (f *freeze) move(p place, i int) error {
 			}
 		}
 	}
-	err := f.h.attach(g.dir, p, i)
+	err := failpoint.After("freeze.moved", f.h.attach(g.dir, p, i))
 	if errors.Is(err, unix.ESRCH) {
 		return nil // died meanwhile
 	}
@@ -369,6 +370,12 @@ func (f *freeze) waitFrozen() error {
 			}
 			if err := f.late(); err != nil {
 				return err
+			}
+			// Version 1 tries each task only once, and can miss one that is just falling asleep for long, as in vfork.
+			if f.h.way == WayV1 && g.frozen && pause == time.Millisecond {
+				if err := f.h.setFrozen(g.dir, true); err != nil {
+					return err
+				}
 			}
 			time.Sleep(pause)
 			pause = min(2*pause, time.Millisecond)

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -110,7 +111,7 @@ func (h *Held) holdInterrupted(deadline time.Time) error {
 			return err
 		}
 	}
-	return nil
+	return failpoint.Hit("release.held")
 }
 
 // befores returns what tells the state that a thread had before the freeze.

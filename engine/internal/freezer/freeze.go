@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -73,6 +74,9 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	if err := f.check(way); err != nil {
 		return nil, err
 	}
+	if err := failpoint.Hit("freeze.begin"); err != nil {
+		return nil, err
+	}
 	switch way {
 	case WayV2, WayV1:
 		err = f.byCgroup(way)
@@ -82,7 +86,7 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 		return nil, fmt.Errorf("unknown freezer %q: there are v2, v1 and sigstop", way)
 	}
 	f.close()
-	if err != nil {
+	if err = failpoint.After("freeze.done", err); err != nil {
 		// Whatever was stopped goes on as if nothing had been.
 		if undo := Thaw(f.st, ThawOptions{Partial: true, Interrupted: o.Interrupted}); undo != nil {
 			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
@@ -206,6 +210,11 @@ func (f *freeze) check(way Way) error {
 			tracer, _ := procfs.ReadStat(st.TracerPID)
 			return fmt.Errorf("pid %d (%s) is %w by pid %d (%s)", pid, st.Name, ErrTraced, st.TracerPID, tracer.Comm)
 		}
+		if way == WaySigstop && st.State != 'Z' {
+			if err := losesSignals(pid); err != nil {
+				return err
+			}
+		}
 		if v1 == nil || way == WayV1 || st.State == 'Z' {
 			continue
 		}
@@ -301,13 +310,16 @@ func (f *freeze) byStop() error {
 			if err := sys.Kill(pid, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
 				return usable(fmt.Errorf("stopping pid %d: %w", pid, err))
 			}
+			if err := failpoint.Hit("freeze.signalled"); err != nil {
+				return err
+			}
 		}
 		if caught != nil && len(batch) == 0 {
 			caught.release() // what was caught stops as it is let go
 			caught = nil
 		}
 		if caught == nil {
-			if err := f.waitStopped(sent); err != nil {
+			if err := failpoint.After("freeze.stopped", f.waitStopped(sent)); err != nil {
 				return err
 			}
 		}

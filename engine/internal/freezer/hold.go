@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -83,7 +84,7 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 	if err := st.check(); err != nil {
 		return nil, err
 	}
-	err := h.open(o.Partial)
+	err := failpoint.After("hold.locked", h.open(o.Partial))
 	if err == nil && o.Locked != nil {
 		err = o.Locked(st)
 	}
@@ -92,7 +93,7 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 	}
 	if err == nil && h.canDetach() {
 		h.detached = true
-		err = h.watch()
+		err = failpoint.After("hold.watched", h.watch())
 	} else if err == nil {
 		err = tr.Do(func() error { return h.seizeAll(time.Now().Add(o.Timeout)) })
 	}
@@ -287,7 +288,10 @@ func (h *Held) seizeAll(deadline time.Time) error {
 			}
 		}
 	}
-	if err := h.thawForStop(); err != nil {
+	if err := failpoint.Hit("hold.seized"); err != nil {
+		return err
+	}
+	if err := failpoint.After("hold.thawed", h.thawForStop()); err != nil {
 		return err
 	}
 	for _, t := range later {
@@ -300,7 +304,7 @@ func (h *Held) seizeAll(deadline time.Time) error {
 			return err
 		}
 	}
-	return nil
+	return failpoint.Hit("hold.stopped")
 }
 
 // seize attaches to one thread and asks it to stop.

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -85,12 +86,15 @@ func (h *Held) kill(timeout time.Duration) error {
 		if err := sys.PidfdSendSignal(v.pidfd, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("killing pid %d (%s): %w", v.pid, v.comm, err)
 		}
+		if err := failpoint.Hit("kill.sent"); err != nil {
+			return err
+		}
 	}
 	// A task in the v1 freezer dies only when that lets it go; and an own
 	// cgroup is not left frozen when it is empty.
 	for _, g := range h.groups {
 		if g.frozen && !g.Already {
-			if err := h.h.setFrozen(g.dir, false); err != nil {
+			if err := failpoint.After("kill.thawed", h.h.setFrozen(g.dir, false)); err != nil {
 				return err
 			}
 		}
@@ -115,12 +119,12 @@ func (h *Held) kill(timeout time.Duration) error {
 			}
 		}
 	}
-	if err := awaitReaped(victims, deadline); err != nil {
+	if err := failpoint.After("kill.reaped", awaitReaped(victims, deadline)); err != nil {
 		return err
 	}
 	for _, g := range h.groups {
 		if g.Transient {
-			if err := h.h.dissolve(g); err != nil {
+			if err := failpoint.After("kill.dissolved", h.h.dissolve(g)); err != nil {
 				return err
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 )
 
@@ -53,7 +54,7 @@ func (h *Held) Loosen() error {
 		if !g.frozen {
 			continue
 		}
-		if err := h.h.setFrozen(g.dir, false); err != nil {
+		if err := failpoint.After("remote.loosened", h.h.setFrozen(g.dir, false)); err != nil {
 			return err
 		}
 	}
@@ -79,7 +80,7 @@ func (h *Held) Tighten() error {
 	var errs []error
 	for _, g := range h.groups {
 		if g.frozen {
-			errs = append(errs, h.h.setFrozen(g.dir, true))
+			errs = append(errs, failpoint.After("remote.tightened", h.h.setFrozen(g.dir, true)))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

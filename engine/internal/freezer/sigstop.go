@@ -30,7 +30,11 @@ func (h *Held) continueAll() error {
 	var errs []error
 	for _, pid := range h.procs {
 		list := threads[pid]
-		if len(list) == 0 || list[0].before != BeforeRunning {
+		if len(list) == 0 {
+			errs = append(errs, ignoreGone(h.dropPending(pid)))
+			continue
+		}
+		if list[0].before != BeforeRunning {
 			continue
 		}
 		errs = append(errs, ignoreGone(h.continueOne(pid, list[0])))
@@ -38,6 +42,19 @@ func (h *Held) continueAll() error {
 	// Each child has told its parent that it goes on.
 	errs = append(errs, h.dropStopSignals())
 	return errors.Join(errs...)
+}
+
+// dropPending takes back a SIGSTOP that a process has not come to yet, which nobody could stop: one that waits in vfork, or for a disk. It
+// would stop at it much later. The SIGCONT for that runs a handler, if the program has one.
+func (h *Held) dropPending(pid int) error {
+	if h.Before(pid) != BeforeRunning {
+		return nil
+	}
+	st, err := procfs.ReadStatus(pid)
+	if err != nil || (st.SigPnd|st.ShdPnd)&bit(unix.SIGSTOP) == 0 {
+		return err
+	}
+	return sys.Kill(pid, unix.SIGCONT)
 }
 
 // continueOne ends the group stop of one process. The SIGCONT that does it

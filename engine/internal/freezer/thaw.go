@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
@@ -60,9 +61,9 @@ func (h *Held) Release(keepFrozen bool) error {
 func (h *Held) letGo(keepFrozen bool) error {
 	defer h.close()
 	return h.tr.Do(func() error {
-		var errs []error
+		errs := []error{failpoint.Hit("release.begin")}
 		if keepFrozen {
-			errs = append(errs, h.freezeAgain())
+			errs = append(errs, failpoint.After("release.refrozen", h.freezeAgain()))
 		} else {
 			errs = append(errs, h.dropStopSignals())
 			if h.detached {
@@ -73,11 +74,11 @@ func (h *Held) letGo(keepFrozen bool) error {
 					errs = append(errs, ignoreGone(h.setBack(t)))
 				}
 			}
-			errs = append(errs, h.unfreeze())
+			errs = append(errs, failpoint.Hit("release.setback"), h.unfreeze(), failpoint.Hit("release.thawed"))
 		}
 		for _, t := range h.threads {
 			if t.stopped && !t.dead {
-				errs = append(errs, ignoreGone(sys.PtraceDetach(t.tid, t.sig)))
+				errs = append(errs, failpoint.After("release.detached", ignoreGone(sys.PtraceDetach(t.tid, t.sig))))
 			}
 		}
 		return errors.Join(errs...)
@@ -137,7 +138,7 @@ func (h *Held) unfreeze() error {
 			continue
 		}
 		if g.frozen {
-			errs = append(errs, h.h.setFrozen(g.dir, false))
+			errs = append(errs, failpoint.After("release.unfrozen", h.h.setFrozen(g.dir, false)))
 		}
 	}
 	for _, g := range h.groups {
@@ -178,6 +179,9 @@ func (h *hierarchy) dissolve(g *openGroup) error {
 			if err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("moving pid %d back into cgroup %s: %w", id, parentOf(g.Path), err)
 			}
+		}
+		if err := failpoint.Hit("release.movedback"); err != nil {
+			return err
 		}
 		err = unix.Unlinkat(parent.Int(), base, unix.AT_REMOVEDIR)
 		if err == nil || errors.Is(err, unix.ENOENT) {

@@ -172,7 +172,7 @@ func BenchmarkStop(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := maker.Commit(tasks); err != nil {
+	if err := maker.Commit(tasks, nil); err != nil {
 		b.Fatal(err)
 	}
 	defer func() {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
 )
 
@@ -73,10 +74,11 @@ func (t *Tracer) nativeXState(tid int) ([]byte, error) {
 }
 
 // Commit lets tasks go. From the moment that the last PTRACE_O_EXITKILL has been taken off, before
-// the first task runs, the death of the tracer leaves them alive. If that fails nothing has run and
-// KillAll is still possible; if letting go of one fails (it was killed from outside) all are
-// killed, and the error says so.
-func (t *Tracer) Commit(tasks []*Task) error {
+// the first task runs, the death of the tracer leaves them alive: then untied, if not nil, is called.
+// If either fails nothing has run and KillAll is still possible; if letting go of one fails (it was
+// killed from outside) all are killed, and the error says so. Should this process die before untied is
+// called some live and some do not: it takes another to end those.
+func (t *Tracer) Commit(tasks []*Task, untied func() error) error {
 	return t.Do(func() error {
 		for _, k := range tasks {
 			if k.state != taskReady && k.state != taskAside {
@@ -85,9 +87,17 @@ func (t *Tracer) Commit(tasks []*Task) error {
 			if err := sys.PtraceSetOptions(k.Tid, 0); err != nil {
 				return fmt.Errorf("pid %d: taking off the tie to this process: %w", k.Tid, err)
 			}
+			if err := failpoint.Hit("restore.untied"); err != nil {
+				return err
+			}
+		}
+		if untied != nil {
+			if err := untied(); err != nil {
+				return err
+			}
 		}
 		for i, k := range tasks {
-			if err := sys.PtraceDetach(k.Tid, 0); err != nil {
+			if err := failpoint.After("restore.detached", sys.PtraceDetach(k.Tid, 0)); err != nil {
 				err = fmt.Errorf("pid %d: letting it go: %w", k.Tid, err)
 				for _, free := range tasks[:i] {
 					// It was let go within this loop and has had no time to die and be replaced.

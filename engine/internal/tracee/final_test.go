@@ -85,7 +85,7 @@ func (r *rig) release(t testing.TB, regs []byte) sys.WaitStatus {
 	if err := r.SetFinal(r.stub, []RegsetData{{arch.NTPRStatus, regs}}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Commit([]*Task{r.stub}); err != nil {
+	if err := r.Commit([]*Task{r.stub}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if n := r.Tasks(); n != 0 {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
@@ -199,7 +200,8 @@ func (v *Visitor) Visit(pid, tid int, f func(*Visit) error) error {
 		_ = sys.Tgkill(pid, tid, sig) // it may have been killed
 	}
 	if err != nil {
-		return fmt.Errorf("visiting thread %d: %w", tid, err)
+		st, _ := procfs.ReadThreadStat(pid, tid) // it may be gone
+		return fmt.Errorf("visiting pid %d (%s): %w", tid, st.Comm, err)
 	}
 	return nil
 }
@@ -231,7 +233,7 @@ func (s *Visit) prepare() error {
 	if _, err := s.t.mem.WriteAt(code, int64(s.t.Addr)); err != nil {
 		return fmt.Errorf("writing behind the vdso: %w", err)
 	}
-	return nil
+	return failpoint.Hit("visit.prepared")
 }
 
 // wayHome are the registers with which the task would go on by itself: those of the call to be issued again, or with the result
@@ -274,8 +276,14 @@ func (s *Visit) enter() error {
 		return err
 	}
 	s.leave = true
+	if err := failpoint.Hit("visit.sent"); err != nil {
+		return err
+	}
 	if err := sys.PtraceSetSigmask(s.tid, ^uint64(0)); err != nil {
 		return fmt.Errorf("blocking signals: %w", err)
+	}
+	if err := failpoint.Hit("visit.blocked"); err != nil {
+		return err
 	}
 	for range 2 { // entry and exit of mmap
 		if err := s.toSyscallStop(); err != nil {
@@ -291,7 +299,7 @@ func (s *Visit) enter() error {
 	} else { //nolint:revive // r belongs to both
 		s.base = arch.Addr(uint64(r))
 	}
-	return nil
+	return failpoint.Hit("visit.mapped")
 }
 
 // Base and Room tell where the mapping is that the task has made for the visit.
@@ -349,13 +357,13 @@ func (s *Visit) run(calls []VisitCall) error {
 	if err := s.Write(s.base+arch.VisitEntries, table); err != nil {
 		return err
 	}
-	if err := s.Write(s.base, a.Visit.Header(a.Order, len(calls))); err != nil {
+	if err := failpoint.After("visit.asked", s.Write(s.base, a.Visit.Header(a.Order, len(calls)))); err != nil {
 		return err
 	}
 	if err := sys.PtraceCont(s.tid, 0); err != nil {
 		return fmt.Errorf("letting it go on: %w", err)
 	}
-	if err := s.awaitDone(); err != nil {
+	if err := failpoint.After("visit.done", s.awaitDone()); err != nil {
 		return err
 	}
 	if err := s.Read(s.base+arch.VisitEntries, table); err != nil {
@@ -523,6 +531,9 @@ func (s *Visit) goBack() error {
 			return fmt.Errorf("unmapping what was mapped in it: result %d", r)
 		}
 	}
+	if err := failpoint.Hit("visit.unmapped"); err != nil {
+		return err
+	}
 	// The kernel issues an interrupted call again only behind a stop like the one that was.
 	if err := s.interrupt(true); err != nil {
 		return err
@@ -531,7 +542,7 @@ func (s *Visit) goBack() error {
 	if err := sys.PtraceSetSigmask(s.tid, s.mask); err != nil {
 		return fmt.Errorf("setting the signal mask: %w", err)
 	}
-	if err := writeRegs(s.tid, s.regs); err != nil {
+	if err := failpoint.After("visit.back", writeRegs(s.tid, s.regs)); err != nil {
 		return err
 	}
 	return sys.PtraceSetOptions(s.tid, 0)
