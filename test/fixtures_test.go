@@ -23,11 +23,12 @@ var special = map[string]fixture{
 	"sleeps":    {args: []string{"4000"}},
 	"rain":      {ticks: true},
 	"history":   {args: []string{"0x16"}},
+	"deaf":      {not: "sigstop"}, // has a stop signal pending: TestPendingStop
 	"continued": {not: "sigstop"}, // a SIGSTOP ends the notice that its children have been continued
 }
 
 // own are programs that have a test of their own instead of the flavours.
-var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true, "refusedtask": true}
+var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "storm": true, "crowd": true, "traced": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
 var later = map[string]bool{"threadtimers": true, "procshared": true, "vfork": true}

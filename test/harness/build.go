@@ -53,12 +53,25 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv("CR_TEST_BIN"); dir != "" {
 		return dir, nil
 	}
+	return build("bin")
+})
+
+// failing are the commands with failpoints (engine/internal/failpoint).
+var failing = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("CR_TEST_FAILING_BIN"); dir != "" {
+		return dir, nil
+	}
+	return build("failing", "-tags=failpoints")
+})
+
+// build builds the commands into a directory of that name.
+func build(name string, flags ...string) (string, error) {
 	run, err := runDir()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(run, "bin")
-	args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}
+	dir := filepath.Join(run, name)
+	args := append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/"}, flags...)
 	if os.Getenv("GOCOVERDIR") != "" {
 		args = append(args, "-cover", "-coverpkg=crpipe/...")
 	}
@@ -72,7 +85,17 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", fmt.Errorf("building the commands: %w\n%s", err, out)
 	}
 	return dir, nil
-})
+}
+
+// FailingBinaries builds the five commands with failpoints, once. CR_TEST_FAILING_BIN names a directory to use instead.
+func FailingBinaries(t testing.TB) string {
+	t.Helper()
+	dir, err := failing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
 
 // Binaries builds the five commands once and returns their directory. CR_TEST_BIN names a directory to use instead.
 func Binaries(t testing.TB) string {

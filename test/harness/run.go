@@ -267,7 +267,13 @@ func (j *Job) Migrate(script string, env ...string) {
 // Command is one of the five commands, to be started by the test itself, in a session of its own. Its words go to AUX/stderr.
 func (j *Job) Command(name string, args ...string) *exec.Cmd {
 	j.T.Helper()
-	cmd := exec.Command(filepath.Join(Binaries(j.T), name), args...)
+	return j.CommandIn(Binaries(j.T), name, args...)
+}
+
+// CommandIn is Command of one that was built in another way.
+func (j *Job) CommandIn(dir, name string, args ...string) *exec.Cmd {
+	j.T.Helper()
+	cmd := exec.Command(filepath.Join(dir, name), args...)
 	cmd.Dir = j.Aux
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "TMPDIR=" + j.tmp(), j.cmdMark}
 	cmd.SysProcAttr = j.attributes(false)

@@ -42,11 +42,16 @@ static char fx_dir[PATH_MAX / 2];
 static int fx_argc;
 static char **fx_argv;
 
+/* a program of very many threads, only one of which uses files, defines it away: 32 KiB in each */
+#ifndef FX_THREAD
+#define FX_THREAD __thread
+#endif
+
 /* path of a file in the fixture's directory; one of eight buffers of the calling thread */
 static const char *fx_path(const char *name)
 {
-	static __thread char buf[8][PATH_MAX];
-	static __thread int next;
+	static FX_THREAD char buf[8][PATH_MAX];
+	static FX_THREAD int next;
 	char *p = buf[next++ & 7];
 	snprintf(p, PATH_MAX, "%s/%s", fx_dir, name);
 	return p;
