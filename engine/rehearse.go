@@ -43,7 +43,7 @@ func rehearse(view kernelview.View, a *arch.Arch, pid int) {
 		return
 	}
 	p := &object.Process{PID: pid}
-	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), Root: p, Processes: []*object.Process{p}, Warn: func(string, ...any) {}}
+	d := &object.Dumper{Rehearsal: true, View: view, Arch: a, Kinds: fileKinds(), Root: p, Processes: []*object.Process{p}, Warn: func(string, ...any) {}}
 	defer d.Close()
 	var err error
 	if p.Stat, err = procfs.ReadStat(pid); err != nil || p.Stat.State == 'Z' {
