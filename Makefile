@@ -47,7 +47,7 @@ vm-6.1 vm-6.12: packages
 		$(GO) run ./tools/skips -may-skip tools/vm/may-skip-$(@:vm-%=%) $(if $(FAILED),-failed $(FAILED))
 
 stress: ## kill -9 of each command 300 times at random moments, every failpoint every way, 10,000 threads (root; most of an hour)
-	CRPIPE_KILLS=300 CRPIPE_THREADS=10000 CRPIPE_FAILPOINTS=all $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled|^TestFailpoints$$|^TestCrowd$$'
+	CRPIPE_KILLS=300 CRPIPE_THREADS=10000 CRPIPE_FAILPOINTS=all $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled|^TestFailpoints$$|^TestCrowd$$|^TestFullPids$$'
 
 skips: ## the tests that are skipped on this machine, and why
 	-$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only

@@ -208,11 +208,17 @@ func TestFailpoints(t *testing.T) {
 	})
 	t.Run("dump-large", func(t *testing.T) { walkLarge(t, seen) })
 	t.Run("dump-container", func(t *testing.T) { walkContainer(t, seen) })
+	t.Run("dump-kill-v2", func(t *testing.T) { walkDumpKill(t, seen, "v2") })
+	t.Run("storm", func(t *testing.T) { walkStorm(t, seen) })
+	if os.Getenv("CRPIPE_FAILPOINTS") != "all" {
+		return // the rest takes minutes, and has not been seen from end to end on a quiet machine yet
+	}
 	for _, way := range []string{"v2", "v1", "sigstop"} {
 		t.Run("dump-ticket-"+way, func(t *testing.T) { walkTicket(t, seen, way) })
-		t.Run("dump-kill-"+way, func(t *testing.T) { walkDumpKill(t, seen, way) })
+		if way != "v2" {
+			t.Run("dump-kill-"+way, func(t *testing.T) { walkDumpKill(t, seen, way) })
+		}
 	}
-	t.Run("storm", func(t *testing.T) { walkStorm(t, seen) })
 	t.Run("thaw-kill", func(t *testing.T) { walkThawKill(t, seen) })
 	t.Run("restore", func(t *testing.T) { walkRestore(t, seen, "busy", false) })
 	t.Run("restore-frozen", func(t *testing.T) { walkRestore(t, seen, "busy", true) })
