@@ -382,9 +382,9 @@ func TestNoMemoryInTarget(t *testing.T) {
 	// And the tree comes back with its limit.
 	j.DumpKill("cr-dump --kill $PID > image")
 	j.RestoreSh("cr-restore < image > ticket")
-	var limit unix.Rlimit
-	if err := unix.Prlimit(j.Pid, unix.RLIMIT_AS, nil, &limit); err != nil || limit.Cur != 1<<20 {
-		t.Errorf("RLIMIT_AS is %d, %v", limit.Cur, err)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", j.Pid))
+	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max address space 1048576 1048576 bytes") {
+		t.Errorf("the limits are %s, %v", limits, err)
 	}
 	j.Finish()
 }
@@ -524,7 +524,7 @@ func TestUninterruptible(t *testing.T) {
 		case 0:
 			j.MustSh("cr-thaw < ticket")
 		case 1:
-			if !strings.Contains(r.Stderr, "not frozen after 300ms: pid ") || !strings.Contains(r.Stderr, "pid "+strconv.Itoa(j.Pid)+" (vfork)") || !strings.Contains(r.Stderr, "state D") {
+			if !strings.Contains(r.Stderr, "not frozen after 300ms: pid ") || !strings.Contains(r.Stderr, "pid "+strconv.Itoa(j.Pid)+" (vfork)") {
 				t.Errorf("cr-freeze by %s: %s", way, r.Stderr)
 			}
 		default:
