@@ -119,7 +119,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		}
 	}
 	if len(o.PIDs) > 0 && o.Ticket == nil {
-		prepare(view, a, o.PIDs[0])
+		prepare(o.PIDs[0])
 	}
 	kept := newHoldBack(countProgress(ctx, w, o.Progress))
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)

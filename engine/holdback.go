@@ -29,9 +29,13 @@ type holdBack struct {
 	written      uint64
 }
 
-// newHoldBack takes memory whose first touch costs little: it is a time at which each page fault counts.
+// newHoldBack takes memory of which at least half is there when the tree stands still.
 func newHoldBack(out io.Writer) *holdBack {
-	return &holdBack{out: out, buf: sys.NewHuge(holdBackMost).Bytes[:0:holdBackMost]}
+	h := &holdBack{out: out, buf: sys.NewHuge(holdBackMost).Bytes[:0:holdBackMost]}
+	if holdBackMost > 0 {
+		h.buf[:1][0] = 0
+	}
+	return h
 }
 
 // Write implements io.Writer.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,15 @@ type buffer struct {
 }
 
 var buffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, maxPages)} }}
+
+// Prepare makes the first buffer, so that its pages are there when a tree stands still.
+func Prepare() {
+	b := getBuffer()
+	for i := 0; i < len(b.data); i += os.Getpagesize() {
+		b.data[i] = 0
+	}
+	b.put()
+}
 
 func getBuffer() *buffer {
 	b := buffers.Get().(*buffer)

@@ -37,9 +37,6 @@ type Dumper struct {
 	Container bool
 	Leaks     map[kernelview.ID]bool
 
-	// Rehearsal says that what is dumped is thrown away.
-	Rehearsal bool
-
 	records  []record
 	links    []record
 	bulk     []Bulk
@@ -146,10 +143,8 @@ func (d *Dumper) WriteRecords(w *stream.Writer) error {
 	for _, list := range [][]record{d.records, d.links} {
 		for i := range list {
 			r := &list[i]
-			if !d.Rehearsal {
-				if err := r.hit(); err != nil {
-					return err
-				}
+			if err := r.hit(); err != nil {
+				return err
 			}
 			if err := w.Put(r.typ, r.ref, r.state, nil); err != nil {
 				return fmt.Errorf("writing %s record: %w", r.typ, err)
