@@ -42,11 +42,19 @@ func Freeze(o FreezeOptions) (*Ticket, error) {
 	})
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) { // otherwise the guard tries once more
-			err = errors.Join(err, o.Guard.Clear())
+			err = also(err, o.Guard.Clear())
 		}
 		return nil, freezeError(err)
 	}
 	return newTicket(st), nil
+}
+
+// also is errors.Join where there is a second error, and else the first alone, with its hint.
+func also(err, second error) error {
+	if second == nil {
+		return err
+	}
+	return errors.Join(err, second)
 }
 
 // freezeError gives the errors of the freezer their exit status and hint.
@@ -133,7 +141,7 @@ func takeHold(ctx context.Context, pids []int, ticket *Ticket, o FreezeOptions, 
 		if undo == nil { // otherwise the guard tries once more
 			undo = o.Guard.Clear()
 		}
-		return nil, freezeError(errors.Join(err, undo))
+		return nil, freezeError(also(err, undo))
 	}
 	return h, nil
 }
@@ -193,7 +201,7 @@ func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 	}
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) {
-			err = errors.Join(err, o.Guard.Clear())
+			err = also(err, o.Guard.Clear())
 		}
 		return nil, freezeError(err)
 	}

@@ -524,6 +524,9 @@ func TestUninterruptible(t *testing.T) {
 		case 0:
 			j.MustSh("cr-thaw < ticket")
 		case 1:
+			if !strings.Contains(r.Stderr, "hint: a task may be in uninterruptible sleep") {
+				t.Errorf("cr-freeze by %s gives no hint: %s", way, r.Stderr)
+			}
 			if !strings.Contains(r.Stderr, "not frozen after 300ms: pid ") || !strings.Contains(r.Stderr, "pid "+strconv.Itoa(j.Pid)+" (vfork)") {
 				t.Errorf("cr-freeze by %s: %s", way, r.Stderr)
 			}
@@ -559,7 +562,7 @@ func TestCrowd(t *testing.T) {
 			t.Fatal("no resource usage")
 		}
 		t.Logf("%s of %d threads: %v, %d MiB", name, n, time.Since(begin).Round(time.Millisecond), use.Maxrss>>10)
-		if most := int64(100<<10 + 32*n); use.Maxrss > most { // KiB
+		if most := int64(100<<10 + 32*n); int64(use.Maxrss) > most { // KiB
 			t.Errorf("%s of %d threads takes %d KiB of memory, more than %d", name, n, use.Maxrss, most)
 		}
 	}
