@@ -153,7 +153,7 @@ func records(t *testing.T, j *harness.Job, image string) []string {
 		if err := json.Unmarshal([]byte(line), &head); err != nil {
 			t.Fatalf("%s: %v", image, err)
 		}
-		if unshared && (head.Type == "pages" || head.Type == "cow.ranges") {
+		if unshared && (head.Type == "pages" || head.Type == "cow" || head.Type == "cow.ranges") {
 			continue
 		}
 		switch head.Type {
