@@ -115,6 +115,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		prepare(o.PIDs[0])
 	}
 	kept := newHoldBack(countProgress(ctx, w, o.Progress))
+	defer kept.Free()
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
 		return &vforkError{&object.Unsupported{What: err.Error(), Do: vforkHint}}

@@ -20,7 +20,8 @@ const (
 // instead of many.
 type holdBack struct {
 	out     io.Writer
-	buf     []byte
+	memory  sys.Huge
+	buf     []byte // in it
 	passing bool
 
 	// long is called when it keeps nothing any more, nearly when then so many bytes have been written, if ever. Both may be nil.
@@ -31,7 +32,8 @@ type holdBack struct {
 
 // newHoldBack takes memory of which at least half is there when the tree stands still.
 func newHoldBack(out io.Writer) *holdBack {
-	h := &holdBack{out: out, buf: sys.NewHuge(holdBackMost).Bytes[:0:holdBackMost]}
+	h := &holdBack{out: out, memory: sys.NewHuge(holdBackMost)}
+	h.buf = h.memory.Bytes[:0:holdBackMost]
 	if holdBackMost > 0 {
 		h.buf[:1][0] = 0
 	}
@@ -82,6 +84,9 @@ func (h *holdBack) Flush() error {
 	}
 	return writeVector(h.out, kept)
 }
+
+// Free gives the memory back. Nothing may be written afterwards.
+func (h *holdBack) Free() { h.memory.Free() }
 
 // Whole says that nothing has been written yet.
 func (h *holdBack) Whole() bool { return !h.passing }

@@ -36,6 +36,7 @@ func TestHoldBack(t *testing.T) {
 		h := newHoldBack(&out)
 		long, nearly := 0, 0
 		h.long, h.nearly, h.nearlyAt = func() { long++ }, func() { nearly++ }, 10
+		defer h.Free()
 		var want []byte
 		for i, n := range sizes {
 			if err := h.WriteVector(piece(n/2, 'a'+byte(i)), piece(n-n/2, 'A'+byte(i))); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 )
 
 // areasOf asks for the mappings of a process that stands still.
@@ -65,6 +67,39 @@ func differ(areas []Area, list []procfs.SmapsVMA) string {
 		}
 	}
 	return ""
+}
+
+// TestAreasAhead: what is read of many processes at once is what is read of each, once, and until the next moment.
+func TestAreasAhead(t *testing.T) {
+	v := view(t)
+	one, two := newChild(t).pid(), newChild(t).pid()
+	want := map[int][]Area{one: areasOf(t, v, one), two: areasOf(t, v, two)}
+	v.AreasAhead([]int{two, one, two}) // the one twice, as by two threads
+	if len(v.ahead) != 2 {
+		t.Errorf("%d of 2 address spaces were read ahead", len(v.ahead))
+	}
+	for pid, areas := range want {
+		if got := areasOf(t, v, pid); !reflect.DeepEqual(got, areas) {
+			t.Errorf("pid %d: %v read ahead, %v by itself", pid, got, areas)
+		}
+	}
+	if len(v.ahead) != 0 {
+		t.Errorf("%d address spaces are there a second time", len(v.ahead))
+	}
+	v.AreasAhead([]int{one})
+	now, err := sys.Now()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.SetNow(now)
+	v.clocks.fixed = nil // other tests use the view too
+	if len(v.ahead) != 0 {
+		t.Error("what was read at another moment still counts")
+	}
+	v.AreasAhead([]int{one, 1 << 30}) // nobody
+	if len(v.ahead) != 0 {
+		t.Error("something was read ahead although one of the processes is not there")
+	}
 }
 
 // TestAreasKinds compares the flags of mappings of every kind with smaps, and

@@ -135,8 +135,8 @@ func (v *bpfView) Close() error {
 	return v.mem.Close()
 }
 
-// SetNow is documented with View.
-func (v *bpfView) SetNow(i sys.Instant) { v.clocks.fixed = &i }
+// SetNow is documented with View. What was read ahead of a tree that has run since does not count.
+func (v *bpfView) SetNow(i sys.Instant) { v.clocks.fixed, v.ahead = &i, nil }
 
 // Now is documented with View.
 func (v *bpfView) Now(clock int32) Maybe[int64] { return v.clocks.now(clock) }

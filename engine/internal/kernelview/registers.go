@@ -22,7 +22,7 @@ type RegisterView interface {
 	Siblings(tids []int) ([]Sibling, error)
 
 	// AreasAhead reads what the next call of Areas for each of the threads says, of
-	// all at once: a tree stands still.
+	// all at once: a tree stands still. SetNow forgets it.
 	AreasAhead(tids []int)
 
 	// Marks tells what changes whenever a thread runs, if only for a moment.
