@@ -59,6 +59,8 @@ func compareTold(t *testing.T, j *harness.Job, before map[string]string) {
 	same := 0
 	for k, v := range before {
 		switch now, ok := after[k]; {
+		case ok && now != v && strings.Contains(k, " PR_FUTEX_HASH_GET_SLOTS"): // the kernel makes it larger when a thread is born
+			same++
 		case ok && now != v:
 			t.Errorf("%s says %s, it was %s", k, now, v)
 		case ok:

@@ -29,8 +29,9 @@ func (j *Job) AskTasks() map[string]string {
 	}
 	told := map[string]string{}
 	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		key, value, _ := strings.Cut(line, ": ")
-		told[key] = value
+		if key, value, ok := strings.Cut(line, ": "); ok {
+			told[key] = value
+		}
 	}
 	return told
 }

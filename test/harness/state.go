@@ -163,7 +163,7 @@ func (s Snapshot) task(pid, tid, root int) {
 			continue
 		}
 		if data, err := os.ReadFile(dir + "/" + f); err == nil {
-			value := freezerGroup.ReplaceAllString(printable(string(data)), "")
+			value := emptyGroup.ReplaceAllString(freezerGroup.ReplaceAllString(printable(string(data)), "$1"), ":/$1")
 			if f == "children" { // the order of their births, which a restore may change
 				names := strings.Fields(value)
 				sort.Strings(names)
@@ -201,8 +201,12 @@ const anyValue = "*"
 // swapsMask are the amd64 numbers of rt_sigsuspend, pselect6, ppoll, epoll_pwait, epoll_pwait2.
 var swapsMask = map[string]bool{"130": true, "270": true, "271": true, "281": true, "441": true}
 
-// freezerGroup is what a freeze adds to the path of a cgroup while it lasts.
-var freezerGroup = regexp.MustCompile(`/?crpipe-[0-9a-f]+$|/?crpipe-[0-9a-f]+(\n)`)
+// freezerGroup is what a freeze adds to the path of a cgroup while it lasts, emptyGroup what is then left of the root's. One that ended while it
+// was being frozen stays there, and one that is restored dead was never in it.
+var (
+	freezerGroup = regexp.MustCompile(`/?crpipe-[0-9a-f]+(\n|$)`)
+	emptyGroup   = regexp.MustCompile(`:(\n|$)`)
+)
 
 func (s Snapshot) descriptors(pid int, names anonymousNames, open *openFiles) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
@@ -341,7 +345,7 @@ func (s Snapshot) Diff(after Snapshot) []string {
 	for k, v := range s {
 		if w, ok := after[k]; !ok {
 			out = append(out, fmt.Sprintf("%s: gone, was %s", k, short(v)))
-		} else if w != v && v != anyValue && w != anyValue {
+		} else if w != v && v != anyValue && w != anyValue && !timerExpired(k, v, w) {
 			out = append(out, fmt.Sprintf("%s: was %s, is %s", k, short(v), short(w)))
 		}
 	}
@@ -352,6 +356,17 @@ func (s Snapshot) Diff(after Snapshot) []string {
 	}
 	sort.Strings(out)
 	return out
+}
+
+// timerExpired says whether two sets of pending signals of a process differ by a SIGALRM only that has come: timers of real time go on while a
+// tree stands frozen.
+func timerExpired(key, before, after string) bool {
+	if !strings.HasSuffix(key, " status ShdPnd") {
+		return false
+	}
+	was, err := strconv.ParseUint(before, 16, 64)
+	now, err2 := strconv.ParseUint(after, 16, 64)
+	return err == nil && err2 == nil && now == was|1<<(syscall.SIGALRM-1)
 }
 
 func short(v string) string {
