@@ -15,6 +15,7 @@ import (
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
+	"crpipe/engine/object"
 	"crpipe/engine/tasks"
 )
 
@@ -84,6 +85,9 @@ func (rs *restoration) makeProcesses() error {
 		}
 		all = all[n:]
 	}
+	if err := rs.propagateMounts(); err != nil {
+		return err
+	}
 	for _, p := range rs.procs {
 		p.task = rs.made[p.birth]
 		for _, t := range p.threads {
@@ -103,6 +107,35 @@ func (rs *restoration) makeProcesses() error {
 		}
 		return nil
 	})
+}
+
+// propagateMounts has the mounts of the tree, all of which are there by now, propagate as they did.
+func (rs *restoration) propagateMounts() error {
+	for _, m := range object.All[namespaces.Mounts](rs.plan) {
+		if !m.State.Propagates() {
+			continue
+		}
+		root := rs.made[rs.forest.Roots[0]].Tid
+		list, err := procfs.ReadMountinfo(root) // the tree's own /proc does not show the tracer
+		if err != nil {
+			return err
+		}
+		there, err := sys.Open("/proc/"+strconv.Itoa(root)+"/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer there.Close()
+		if err := rs.tracer.Do(func() (err error) {
+			if err := unix.Setns(there.Int(), unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("entering the mount namespace: %w", err)
+			}
+			defer func() { err = errors.Join(err, unix.Setns(rs.home.Int(), unix.CLONE_NEWNS)) }()
+			return m.State.Propagate(list, rs.outer)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // generation has each of the creators (nil: the stub) do all that it does before anybody else's help is needed: bear

@@ -78,6 +78,7 @@ type restoration struct {
 	stub      *tracee.Task
 	ownPIDs   bool
 	mounts    []namespaces.Mount // that the root has to mount inside
+	outer     namespaces.Outer   // what the tree's mounts are to propagate with
 	home      *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
 	initial   initialState
 	committed bool
@@ -405,7 +406,8 @@ func (rs *restoration) makeObjects() error {
 				}
 			}
 			rs.r.Elsewhere = true
-			if rs.mounts, err = namespaces.MakeMounts(m.State); err != nil {
+			rs.outer.Close()
+			if rs.mounts, rs.outer, err = namespaces.MakeMounts(m.State); err != nil {
 				return err
 			}
 			if len(rs.mounts) > 0 && !rs.ownPIDs {
@@ -490,6 +492,7 @@ func (rs *restoration) close() {
 	if rs.arena != nil {
 		_ = rs.arena.Close() // memory of ours only
 	}
+	rs.outer.Close()
 	if rs.home != nil {
 		_ = rs.home.Close()
 	}

@@ -2,7 +2,6 @@ package namespaces
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +16,9 @@ import (
 // a fresh /proc of the tree's own pid namespace. Whatever else differs is refused by name.
 type Mounts struct {
 	Mounts []Mount `msgpack:"mounts"`
+
+	// Groups are the peer groups that the mounts are in or receive from; see propagation.go.
+	Groups []Group `msgpack:"groups,omitempty"`
 }
 
 // Mount is one line of mountinfo.
@@ -29,6 +31,11 @@ type Mount struct {
 
 	// Options are what a proc of the tree's own is mounted with, e.g. "hidepid=invisible" (proc(5)).
 	Options string `msgpack:"options,omitempty"`
+
+	Peers      uint32 `msgpack:"peers,omitempty"`      // the group that it is in, counted from 1 in Mounts.Groups; 0: none
+	Master     uint32 `msgpack:"master,omitempty"`     // the group that it receives from
+	Unbindable bool   `msgpack:"unbindable,omitempty"` // it is private and cannot be bound
+	Hidden     bool   `msgpack:"hidden,omitempty"`     // another one lies on it
 }
 
 // MountsKind is the kind of record "ns.mount".
@@ -48,34 +55,35 @@ func DumpMounts(d *object.Dumper) error {
 	if err != nil {
 		return err
 	}
-	known := map[Mount]int{}
-	for i := range here {
-		known[describe(&here[i])]++
+	type original struct {
+		Mount
+		device string // two file systems of one type may be called the same
 	}
-	s, propagates := &Mounts{}, false
+	known := map[original]int{}
+	for i := range here {
+		known[original{describe(&here[i]), device(&here[i])}]++
+	}
+	s := &Mounts{}
 	for i := range there {
 		m := describe(&there[i])
-		if known[m] == 0 && m.Type == "proc" { // of its own: the mounts that were there before come first
+		k := original{m, device(&there[i])}
+		if known[k] == 0 && m.Type == "proc" { // of its own: the mounts that were there before come first
 			_, m.Options, _ = strings.Cut(there[i].Super, ",") // behind "rw" or "ro"
 			if _, err := m.flags(); err != nil {
 				d.Refuse(d.Root.Error("", err))
 			}
 		}
-		if len(there[i].Optional) > 0 && !propagates {
-			propagates = true // one is enough to be told of: it is rarely one only
-			d.Refuse(d.Root.Error("", &object.Unsupported{
-				What: fmt.Sprintf("the mount on %s in its mount namespace propagates (%s), which is not kept", m.Point, strings.Join(there[i].Optional, " ")),
-				Do:   "make the mounts private (mount --make-rprivate /) inside before the dump",
-			}))
-		}
-		if m.Type != "proc" && known[m] == 0 {
+		if m.Type != "proc" && known[k] == 0 {
 			d.Refuse(d.Root.Error("", &object.Unsupported{
 				What: fmt.Sprintf("its mount namespace has %s (%s) mounted on %s, which cr-dump's own has not", m.Source, m.Type, m.Point),
 				Do:   "run cr-dump inside that mount namespace (nsenter -m)",
 			}))
 		}
-		known[m]--
+		known[k]--
 		s.Mounts = append(s.Mounts, m)
+	}
+	if err := dumpPropagation(d, s, there, here); err != nil {
+		return err
 	}
 	d.AddPlain(MountsKind.Type, s)
 	return nil
@@ -86,30 +94,47 @@ func describe(m *procfs.Mount) Mount {
 }
 
 // MakeMounts gives the calling thread, which must be locked to its goroutine and end with it, a mount namespace that
-// holds nothing that the record does not. What must be mounted inside the tree's pid namespace is added by ProcCalls.
-func MakeMounts(s *Mounts) (missing []Mount, err error) {
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return nil, fmt.Errorf("making a mount namespace: %w", err)
-	}
-	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return nil, fmt.Errorf("making mounts private: %w", err)
-	}
+// holds nothing that the record does not. What must be mounted inside the tree's pid namespace is added by ProcCalls;
+// until Propagate no mount that a path leads to propagates.
+func MakeMounts(s *Mounts) (missing []Mount, outer Outer, err error) {
 	for _, m := range s.Mounts {
-		if !strings.HasPrefix(m.Point, "/") || strings.ContainsRune(m.Point, 0) {
-			return nil, object.BadImagef("mount point %q", m.Point)
+		if !cleanPath(m.Point) {
+			return nil, nil, object.BadImagef("mount point %q", m.Point)
 		}
 	}
-	data, err := os.ReadFile("/proc/thread-self/mountinfo")
-	if err != nil {
-		return nil, err
+	if err := s.checkGroups(); err != nil {
+		return nil, nil, err
 	}
-	have, err := procfs.ParseMountinfo(data)
+	if outer, err = s.findOuter(); err != nil {
+		return nil, nil, err
+	}
+	if err = unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		err = fmt.Errorf("making a mount namespace: %w", err)
+	} else if err = s.detach(); err == nil {
+		missing, err = s.arrange()
+	}
+	if err != nil {
+		outer.Close()
+		return nil, nil, err
+	}
+	return missing, outer, nil
+}
+
+// arrange unmounts what the record has not, and returns what is to be mounted later.
+func (s *Mounts) arrange() (missing []Mount, err error) {
+	have, err := ownMounts()
 	if err != nil {
 		return nil, err
 	}
 	// Of several that are alike, as a /proc that lies on another, the first are those that were there before.
 	there, surplus := make([]bool, len(s.Mounts)), make([]bool, len(have))
+	seen, shared := visible(have), map[int]bool{}
 	for i := range have {
+		t, err := tagsOf(&have[i])
+		if err != nil {
+			return nil, err
+		}
+		shared[have[i].ID] = t.peers != 0
 		m := describe(&have[i])
 		k := 0
 		for k < len(s.Mounts) && (there[k] || !s.Mounts[k].alike(m)) {
@@ -117,11 +142,18 @@ func MakeMounts(s *Mounts) (missing []Mount, err error) {
 		}
 		if surplus[i] = k == len(s.Mounts); !surplus[i] {
 			there[k] = true
+			if w := &s.Mounts[k]; !seen[i] && ((w.Peers != 0) != (t.peers != 0) || (w.Master != 0) != (t.master != 0)) {
+				return nil, &object.Lacking{What: fmt.Sprintf("the mount on %s, which another one hides, does not propagate here as it did at the dump", m.Point)}
+			}
 		}
 	}
 	for i := len(have) - 1; i >= 0; i-- { // the last mounted first
 		if !surplus[i] {
 			continue
+		}
+		if shared[have[i].Parent] { // it would be unmounted outside as well
+			return nil, &object.Lacking{What: fmt.Sprintf("the mount on %s, which the tree has not, lies on one that propagates and is hidden by it", have[i].Point),
+				Do: "unmount it before the restore"}
 		}
 		if err := unix.Unmount(have[i].Point, unix.MNT_DETACH); err != nil {
 			return nil, fmt.Errorf("unmounting %s: %w", have[i].Point, err)
@@ -147,7 +179,9 @@ func MakeMounts(s *Mounts) (missing []Mount, err error) {
 }
 
 // alike compares what says which file system it is: mount flags are compared by nobody.
-func (m Mount) alike(o Mount) bool { m.Flags, o.Flags = "", ""; return m == o }
+func (m Mount) alike(o Mount) bool {
+	return m.Point == o.Point && m.Root == o.Root && m.Type == o.Type && m.Source == o.Source && m.Options == o.Options
+}
 
 // mountFlags are the words of mountinfo and the flags of mount(2).
 var mountFlags = map[string]uint64{
