@@ -20,7 +20,7 @@ VMRUN       ?=
 VMPACKAGES  ?=
 VMFLAGS     ?=
 
-.PHONY: all build demo test vm vm-6.1 vm-6.12 stress skips vet vet-all cross lint fuzz bench install uninstall clean packages
+.PHONY: all build demo test vm vm-6.1 vm-6.12 stress servers skips vet vet-all cross lint fuzz bench install uninstall clean packages
 
 all: build
 
@@ -48,6 +48,9 @@ vm-6.1 vm-6.12: packages
 
 stress: ## kill -9 of each command 300 times at random moments, every failpoint every way, 10,000 threads (root; most of an hour)
 	CRPIPE_KILLS=300 CRPIPE_THREADS=10000 CRPIPE_FAILPOINTS=all $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled|^TestFailpoints$$|^TestCrowd$$|^TestFullPids$$'
+
+servers: ## every server under load and every real program, checkpointed 20 times each way at random moments (root; half an hour)
+	CRPIPE_ROUNDS=20 CR_TEST_MOMENTS=20 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestServers$$|^TestRealPrograms$$'
 
 skips: ## the tests that are skipped on this machine, and why
 	-$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only

@@ -69,6 +69,8 @@ func programs() []program {
 		}, 2 * time.Second},
 		{"xz", shell("xz", "xz", "sha256sum"), 2500 * time.Millisecond},
 		{"sqlite", shell("sqlite", "sqlite3"), 3 * time.Second},
+		{"node", interpreter("/usr/bin/node", "work.js"), 2 * time.Second},
+		{"multiprocessing", interpreter("/usr/bin/python3", "pool.py"), 1500 * time.Millisecond},
 		{"awk", shell("awk", "awk", "sort", "uniq"), 2 * time.Second},
 	}
 	if p := pyenv(); p != "" {
