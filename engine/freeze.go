@@ -198,6 +198,9 @@ func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 		Roots: roots, Way: freezer.Way(o.Freezer), Timeout: o.Timeout, Held: true, Stopped: o.stopped, Journal: journal})
 	if err == nil {
 		err = failpoint.After("restore.told", journal(st)) // with all tasks: from the detach on nobody else ends them
+		if err != nil {
+			err = also(err, freezer.Thaw(st, freezer.ThawOptions{Partial: true})) // into ptrace stops, in which they end
+		}
 	}
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) {
