@@ -30,6 +30,8 @@ type bpfView struct {
 	ids   map[uint64]ID // by address
 	files []openFile    // by ID; of kind KindUnknown where it is no file
 
+	pages pages // where the kernel maps memory
+
 	cpuMaskSize int                     // bytes of a mask of CPUs that is allocated by itself
 	baseClocks  map[uint64]Maybe[int32] // clock of an hrtimer base, by its address
 	components  [64]component           // of the registers of the FPU, by feature

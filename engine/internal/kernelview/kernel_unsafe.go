@@ -38,3 +38,6 @@ func runProgram(fd int) error {
 	}
 	return nil
 }
+
+// addressOf is where memory begins that does not move.
+func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }

@@ -459,6 +459,8 @@ var (
 	fBufSize     = want("pipe_buffer")
 	fBufLen      = want("pipe_buffer.len")
 	fBufFlags    = want("pipe_buffer.flags")
+	fBufPage     = want("pipe_buffer.page")
+	fBufOffset   = want("pipe_buffer.offset")
 )
 
 // symbol numbers a kernel function that is recognised by its address.

@@ -32,6 +32,10 @@ func resolveFields(spec *btf.Spec) []location {
 	types := make(map[string]btf.Type)
 	for i, path := range fieldPaths {
 		name, rest, isMember := strings.Cut(path, ".")
+		if enum, ok := strings.CutPrefix(name, "enum "); ok {
+			found[i] = enumerator(spec, enum, rest)
+			continue
+		}
 		t, seen := types[name]
 		if !seen {
 			t = structByName(spec, name)
@@ -47,6 +51,25 @@ func resolveFields(spec *btf.Spec) []location {
 		found[i] = member(t, rest)
 	}
 	return found
+}
+
+// enumerator looks up the value of a constant, which is then the offset of the
+// location; it is of one byte, so that its size cannot matter.
+func enumerator(spec *btf.Spec, enum, name string) location {
+	all, err := spec.AnyTypesByName(enum)
+	if err != nil || len(all) != 1 {
+		return location{}
+	}
+	e, ok := all[0].(*btf.Enum)
+	if !ok {
+		return location{}
+	}
+	for _, v := range e.Values {
+		if v.Name == name && v.Value < maxStructSize {
+			return location{kind: locValue, offset: uint32(v.Value), size: 1}
+		}
+	}
+	return location{}
 }
 
 // structByName returns the structure of that name, or nil when there is none

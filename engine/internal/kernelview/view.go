@@ -93,7 +93,7 @@ type View interface {
 	// last Files call and of those before it, while they are open.
 	Files(tids []int) ([]FileTable, error)
 
-	// Eventfd, Epoll, Signalfd, Timerfd and Pipe tell the content of the open
+	// Eventfd, Epoll, Signalfd, Timerfd, Pipe and Socket tell the content of the open
 	// file. A file of another kind, or one that Files has not shown, is an
 	// error that matches ErrKind.
 	Eventfd(file ID) (Eventfd, error)
@@ -101,6 +101,10 @@ type View interface {
 	Signalfd(file ID) (Signalfd, error)
 	Timerfd(file ID) (Timerfd, error)
 	Pipe(file ID) (Pipe, error)
+
+	// Socket tells what all families of sockets have; the calls of a family tell
+	// more.
+	Socket(file ID) (Socket, error)
 }
 
 // ErrKind says that a file is not of the kind that was asked for, or that the
