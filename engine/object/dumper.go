@@ -45,6 +45,7 @@ type Dumper struct {
 	nextRef  uint32
 	once     map[any]stream.Ref
 	ids      map[int]bool
+	memos    map[any]any // by key, of Memo
 }
 
 // MappedLock is a mapping that holds an open file with a lock.
