@@ -1,6 +1,7 @@
 package kernelview
 
 import (
+	"errors"
 	"fmt"
 )
 
@@ -157,7 +158,19 @@ func (v *bpfView) socket(addr uint64) (Socket, error) {
 }
 
 // packets reads all buffers of a queue (struct sk_buff_head), the oldest first.
+//
+// The network may append to it meanwhile; those packets come after the moment of the look. Nobody takes from it: the readers stand
+// still. A head that was read while one was being appended counts one more than it leads to.
 func (v *bpfView) packets(head uint64) ([]Packet, error) {
+	for range 3 {
+		if out, err := v.walk(head); !errors.Is(err, errFault) {
+			return out, err
+		}
+	}
+	return v.walk(head)
+}
+
+func (v *bpfView) walk(head uint64) ([]Packet, error) {
 	l := v.l
 	b, err := v.mem.peek(head, l.span["sk_buff_head"])
 	if err != nil {
@@ -172,10 +185,7 @@ func (v *bpfView) packets(head uint64) ([]Packet, error) {
 		return nil, errFault
 	}
 	var out []Packet
-	for next != head {
-		if uint64(len(out)) == n {
-			return nil, errFault
-		}
+	for next != head && uint64(len(out)) < n {
 		p, err := v.packet(next)
 		if err != nil {
 			return nil, err

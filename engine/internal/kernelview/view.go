@@ -105,6 +105,15 @@ type View interface {
 	// Socket tells what all families of sockets have; the calls of a family tell
 	// more.
 	Socket(file ID) (Socket, error)
+
+	// Inet tells what sockets of AF_INET and AF_INET6 have beyond that, Datagrams
+	// what waits in a UDP socket, the oldest first.
+	Inet(file ID) (Inet, error)
+	Datagrams(file ID) ([]Datagram, error)
+
+	// Netlink tells of netlink(7) sockets, PacketSocket of packet(7) sockets.
+	Netlink(file ID) (Netlink, error)
+	PacketSocket(file ID) (PacketSocket, error)
 }
 
 // ErrKind says that a file is not of the kind that was asked for, or that the
