@@ -38,8 +38,8 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd"}
-	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll",
+	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify"}
+	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll", "link.inotify",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle []stream.Type
 	for t := range schemas() {
@@ -198,7 +198,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"ns.pid", "ns.mount", "mm.areas", "cow.ranges", "thread", "link.epoll", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"ns.pid", "ns.mount", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -304,7 +304,7 @@ func zeroField(v reflect.Value) string {
 // function of the kind's own package.
 var witness = map[stream.Type]string{
 	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c",
-	"epoll": "events.c", "link.epoll": "events.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
+	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",

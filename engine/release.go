@@ -401,6 +401,9 @@ func (rs *restoration) letGo() (*Restored, error) {
 	if err := failpoint.After("restore.timers", events.StartTimers(rs.r)); err != nil {
 		return nil, err
 	}
+	if err := failpoint.After("restore.watches", events.StartWatches(rs.r)); err != nil {
+		return nil, err
+	}
 	var all []*tracee.Task
 	if err := rs.tracer.Do(func() error { // one visit to the tracer's thread for all
 		for _, p := range rs.procs {

@@ -23,6 +23,7 @@ var differ = []struct {
 	{"thread", "time left of an interrupted call", regexp.MustCompile(`"restart":\{[^}]*\}`)},
 	{"process", "times left and absolute times of timers", regexp.MustCompile(`"(left|expires|fired)":\d+,?`)},
 	{"file.timerfd", "times left and absolute times of timers", regexp.MustCompile(`"(left|until|ticks)":\d+,?`)},
+	{"inotify", "the number of the next watch, when that with the highest one was removed", regexp.MustCompile(`"next":\d+,?`)},
 	{"process", "that a parent has not been told of a stop or a continuation", regexp.MustCompile(`,"(unwaited|continued)":true`)},
 	{"process", "a visit costs CPU time, by which timers fire", regexp.MustCompile(`"(pending|itimers)":\[[^]]*\],?`)},
 	{"end", "the sum over all records", regexp.MustCompile(`"sum":\d+`)},

@@ -12,12 +12,12 @@ import (
 
 // Kinds returns the kinds of open files of this family in the order of their claims, which exclude each other.
 func Kinds() []object.FileKind {
-	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, EpollKind}
+	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, InotifyKind, EpollKind}
 }
 
 // PlainKinds returns the other records of this family.
 func PlainKinds() []object.Kind {
-	return []object.Kind{EpollObject, EpollLink}
+	return []object.Kind{EpollObject, EpollLink, InotifyObject, InotifyLink}
 }
 
 // claims returns a function that claims files of one kind: by what the kernel view says of them or, where it cannot
@@ -49,8 +49,11 @@ func dumpFlags(f *object.OpenFile) (uint32, error) {
 }
 
 // finish gives a new descriptor the status flags of the image, and closes it when that fails.
-func finish(fd int, flags uint32) (int, error) {
-	if odd := flags &^ keptFlags; odd != 0 || flags&unix.O_ACCMODE != unix.O_RDWR {
+func finish(fd int, flags uint32) (int, error) { return finishMode(fd, flags, unix.O_RDWR) }
+
+// finishMode is finish for a descriptor of another access mode.
+func finishMode(fd int, flags, mode uint32) (int, error) {
+	if odd := flags &^ keptFlags; odd != 0 || flags&unix.O_ACCMODE != mode {
 		_ = unix.Close(fd) // new, nothing is lost
 		return -1, object.BadImagef("open flags %#o do not belong here", flags)
 	}

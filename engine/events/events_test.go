@@ -19,7 +19,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	filestest.Main(m, map[string]func() error{"events": eventsProgram, "epoll": epollProgram, "timers": timersProgram, "pidfd": pidfdProgram})
+	filestest.Main(m, map[string]func() error{"events": eventsProgram, "epoll": epollProgram, "timers": timersProgram, "pidfd": pidfdProgram,
+		"inotify": inotifyProgram, "heldinotify": heldInotifyProgram})
 }
 
 type setup struct{ err error }

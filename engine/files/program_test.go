@@ -215,10 +215,7 @@ func heldProgram() error {
 	a.fail(err)
 
 	a.open(30, "/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY)
-	fd, err := unix.InotifyInit1(0)
-	a.fail(err)
-	a.move(fd, 31)
-	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	a.fail(err)
 	a.move(fd, 32)
 	a.open(33, "/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -154,6 +155,9 @@ func (r *Restored) task(t testing.TB) (_ *tracee.Task, err error) {
 				return nil, err
 			}
 		}
+	}
+	if err := events.StartWatches(r.Restorer); err != nil {
+		return nil, err
 	}
 	r.Close()
 	return task, nil

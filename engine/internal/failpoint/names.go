@@ -105,6 +105,7 @@ var Names = []string{
 	"restore.sleepers",
 	"restore.traces",
 	"restore.timers",
+	"restore.watches",
 	"restore.final",
 	"restore.told",      // the guard, of a tree that is left frozen
 	"restore.noted",     // or of one that is not, until all are untied

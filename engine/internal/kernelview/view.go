@@ -93,13 +93,14 @@ type View interface {
 	// last Files call and of those before it, while they are open.
 	Files(tids []int) ([]FileTable, error)
 
-	// Eventfd, Epoll, Signalfd, Timerfd, Pipe and Socket tell the content of the open
+	// Eventfd, Epoll, Signalfd, Timerfd, Inotify, Pipe and Socket tell the content of the open
 	// file. A file of another kind, or one that Files has not shown, is an
 	// error that matches ErrKind.
 	Eventfd(file ID) (Eventfd, error)
 	Epoll(file ID) (Epoll, error)
 	Signalfd(file ID) (Signalfd, error)
 	Timerfd(file ID) (Timerfd, error)
+	Inotify(file ID) (Inotify, error)
 	Pipe(file ID) (Pipe, error)
 
 	// Socket tells what all families of sockets have; the calls of a family tell

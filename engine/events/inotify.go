@@ -1,0 +1,286 @@
+package events
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/files"
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// An inotify instance (inotify(7)). fdinfo shows each watch: its number, its mask with IN_ONESHOT and IN_EXCL_UNLINK, and the
+// inode, by numbers and by a handle (fs/notify/fdinfo.c). A watch belongs to the inode and remembers no path. One is found
+// in the names that the kernel's memory has of the inode (struct dentry), or by the handle, or among the paths of what
+// the tree has open, and taken only when it is seen to lead to that very inode.
+//
+// The watches are made by cr-restore, at the very end: whatever the restore itself opens would be an event. Their numbers are set
+// by INOTIFY_IOC_SETNEXTWD, as is the number that the next one gets.
+//
+// Refused by name: unread events, since nothing but what really happens to a file can put one into the queue; a watch whose
+// inode has no path any more, or is in a proc file system. Lost: without the kernel view, which number comes next when the
+// watch with the highest number was removed.
+type inotifyFileState struct {
+	Inotify stream.Ref `msgpack:"inotify"`
+	Flags   uint32     `msgpack:"flags"` // as F_GETFL
+}
+
+// inotifyState is the instance itself, an object of its own so that its watches can refer to it.
+type inotifyState struct {
+	Next int32 `msgpack:"next,omitempty"` // the least number that the next new watch may get
+}
+
+// inotifyWatches is some of the watches of one instance.
+type inotifyWatches struct {
+	Inotify stream.Ref     `msgpack:"inotify"`
+	Watches []inotifyWatch `msgpack:"watches"` // in the order in which they were made
+}
+
+type inotifyWatch struct {
+	WD   int32  `msgpack:"wd"`
+	Mask uint32 `msgpack:"mask"` // IN_*
+	Path string `msgpack:"path"`
+	Mode uint32 `msgpack:"mode"` // st_mode at dump
+}
+
+const (
+	inotifyType        stream.Type = "inotify"
+	inotifyWatchesType stream.Type = "link.inotify"
+
+	// watchBytes keeps a record well below the limit of its metadata.
+	watchBytes = 256 << 10
+
+	inotifyMask = unix.IN_ALL_EVENTS | unix.IN_ONESHOT | unix.IN_EXCL_UNLINK
+
+	// setNextWD is INOTIFY_IOC_SETNEXTWD, _IOW('I', 0, __s32) of linux/inotify.h; TUNSETIFF is an _IOW of four bytes too.
+	setNextWD = unix.TUNSETIFF&^0xffff | 'I'<<8
+)
+
+func dumpInotify(d *object.Dumper, f *object.OpenFile) (*inotifyFileState, error) {
+	flags, err := dumpFlags(f)
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.View.Inotify(f.View.ID)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the inotify instance: %w", err)
+	}
+	if v.Queued > 0 {
+		return nil, &object.Unsupported{
+			What: "it has events that were not read yet, which nothing can put into another one",
+			Do:   "dump again in a moment, when the program has read them, or while nothing happens to the files that it watches",
+		}
+	}
+	info, err := f.Fdinfo()
+	if err != nil {
+		return nil, err
+	}
+	finder, err := files.NewFinder(d, f.Process)
+	if err != nil {
+		return nil, fmt.Errorf("looking at the mounts: %w", err)
+	}
+	s := &inotifyState{Next: 1}
+	watches := make([]inotifyWatch, 0, len(info.Inotify))
+	for i := range info.Inotify {
+		w, err := dumpInotifyWatch(finder, &info.Inotify[i], v.Names)
+		if err != nil {
+			d.Refuse(f.Error(err))
+			continue
+		}
+		watches = append(watches, *w)
+		s.Next = max(s.Next, w.WD+1)
+	}
+	if next, ok := v.Next.Get(); ok {
+		s.Next = max(next, 1)
+	}
+	slices.Reverse(watches) // fdinfo has the latest one first
+	ref := d.Add(inotifyType, s)
+	for len(watches) > 0 {
+		n, size := 0, 0
+		for n < len(watches) && (n == 0 || size+len(watches[n].Path) < watchBytes) && n < itemsPerRecord {
+			size += len(watches[n].Path)
+			n++
+		}
+		d.AddLink(inotifyWatchesType, &inotifyWatches{Inotify: ref, Watches: watches[:n]})
+		watches = watches[n:]
+	}
+	return &inotifyFileState{Inotify: ref, Flags: flags}, nil
+}
+
+func dumpInotifyWatch(finder *files.Finder, w *procfs.InotifyWatch, names map[int][]string) (*inotifyWatch, error) {
+	in := &files.Inode{Dev: w.Dev, Ino: w.Ino, HandleType: w.HandleType, Handle: w.Handle}
+	path, st, err := finder.Path(in, names[w.WD])
+	if err != nil {
+		return nil, err
+	}
+	what := fmt.Sprintf("inode %d of file system %d:%d", w.Ino, w.Dev>>20, w.Dev&(1<<20-1))
+	if len(names[w.WD]) > 0 {
+		what = names[w.WD][0] + ", " + what
+	}
+	if st == nil {
+		return nil, &object.Unsupported{
+			What: fmt.Sprintf("its watch %d is of something to which no path leads that the kernel remembers (%s): it was removed or unmounted, or nobody has used its name for long", w.WD, what),
+			Do:   "if it is still there, look at it by its name (ls -l) and dump again",
+		}
+	}
+	if finder.FSType(in) == "proc" {
+		return nil, object.Unsupportedf("its watch %d is of a file of proc(5), %s, which cannot be checkpointed", w.WD, path)
+	}
+	if odd := w.Mask &^ inotifyMask; odd != 0 {
+		return nil, object.Unsupportedf("its watch %d has flags (%#x) that cannot be restored", w.WD, odd)
+	}
+	return &inotifyWatch{WD: int32(w.WD), Mask: w.Mask, Path: path, Mode: st.Mode}, nil
+}
+
+// madeInotify is an instance at restore.
+type madeInotify struct {
+	state   *inotifyState
+	file    stream.Ref // zero until its open file is met
+	watches []pinnedWatch
+	numbers map[int32]bool // of the watches
+	root    int            // of the mount namespace of the tree, in the pool; set with the first watch
+}
+
+type pinnedWatch struct {
+	inotifyWatch
+	at *files.Pinned
+}
+
+func restoreInotifyObject(r *object.Restorer, ref stream.Ref, s *inotifyState) error {
+	if s.Next < 0 {
+		return object.BadImagef("the next watch of an inotify instance is to be number %d", s.Next)
+	}
+	r.Remember(ref, &madeInotify{state: s, numbers: map[int32]bool{}})
+	return nil
+}
+
+func restoreInotify(r *object.Restorer, ref stream.Ref, s *inotifyFileState) (int, error) {
+	m, err := object.Recall[madeInotify](r, s.Inotify)
+	if err != nil {
+		return -1, err
+	}
+	if !m.file.IsZero() {
+		return -1, object.BadImagef("two open files are the same inotify instance")
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("making an inotify instance: %w", err)
+	}
+	m.file = ref
+	return finishMode(fd, s.Flags, unix.O_RDONLY)
+}
+
+// restoreWatches looks whether what was watched is there. Nothing is watched yet.
+func restoreWatches(r *object.Restorer, _ stream.Ref, s *inotifyWatches) error {
+	m, err := object.Recall[madeInotify](r, s.Inotify)
+	if err != nil {
+		return err
+	}
+	for _, w := range s.Watches {
+		if w.WD <= 0 || w.Mask&^inotifyMask != 0 || m.numbers[w.WD] {
+			return object.BadImagef("watch %d with mask %#x of an inotify instance is impossible, or one too many", w.WD, w.Mask)
+		}
+		m.numbers[w.WD] = true
+		at, err := files.Pin(w.Path, w.Mode)
+		if err != nil {
+			return fmt.Errorf("looking at what inotify is to watch: %w", err)
+		}
+		m.watches = append(m.watches, pinnedWatch{w, at})
+	}
+	if m.root == 0 && len(m.watches) > 0 {
+		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: "/", Err: err}
+		}
+		m.root, err = r.Pool(fd)
+		return err
+	}
+	return nil
+}
+
+// StartWatches has all inotify instances of the image watch what they are to watch. It is called right before the tasks go on,
+// while the pool is open, when everything else has been opened and closed.
+func StartWatches(r *object.Restorer) error {
+	for _, o := range object.All[inotifyState](r.Plan) {
+		m, err := object.Recall[madeInotify](r, o.Ref)
+		if err != nil {
+			return err
+		}
+		if m.file.IsZero() {
+			return object.BadImagef("no open file is the inotify instance %s", o.Ref)
+		}
+		fd, err := r.File(m.file)
+		if err != nil {
+			return err
+		}
+		if err := m.start(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *madeInotify) start(fd int) error {
+	next := int32(1) // the number that the next watch gets by itself
+	set := func(wd int32) error {
+		if wd == next || wd == 0 {
+			return nil
+		}
+		next = wd
+		err := unix.IoctlSetInt(fd, setNextWD, int(wd))
+		if errors.Is(err, unix.ENOTTY) {
+			return &object.Lacking{What: "giving a watch of inotify its number", Err: err, Do: "use a kernel with CONFIG_CHECKPOINT_RESTORE"}
+		}
+		if err != nil {
+			return fmt.Errorf("setting the number %d of a watch of inotify: %w", wd, err)
+		}
+		return nil
+	}
+	for i := range m.watches {
+		w := &m.watches[i]
+		if err := set(w.WD); err != nil {
+			return err
+		}
+		if err := w.add(fd, m.root); err != nil {
+			return fmt.Errorf("watching %s by inotify: %w", w.Path, err)
+		}
+		next++ // of the highest number this is negative, as in the kernel, which then begins anew
+	}
+	return set(m.state.Next)
+}
+
+func (w *pinnedWatch) add(fd, root int) error {
+	at, err := w.at.Open(root)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	// Two paths that lead to one inode by now would share one watch.
+	wd, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/thread-self/fd/%d", at.Int()), w.Mask|unix.IN_MASK_CREATE)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return errors.New("another watch of the same instance is of the same file now")
+	case errors.Is(err, unix.ENOSPC):
+		return &object.Lacking{What: "one more watch", Err: err, Do: "raise the limit in /proc/sys/fs/inotify/max_user_watches"}
+	case err != nil:
+		return err
+	case wd != int(w.WD):
+		return fmt.Errorf("internal error: it got the number %d instead of %d", wd, w.WD)
+	}
+	return nil
+}
+
+// InotifyKind is the kind of inotify instances.
+var InotifyKind = object.NewFileKind("file.inotify", claims(kernelview.KindInotify, "anon_inode:inotify"), dumpInotify, restoreInotify)
+
+// InotifyObject is the record of an instance itself.
+var InotifyObject = object.NewKind(inotifyType, restoreInotifyObject)
+
+// InotifyLink is the record of what an instance watches.
+var InotifyLink = object.NewKind(inotifyWatchesType, restoreWatches)
