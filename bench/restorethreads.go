@@ -116,6 +116,7 @@ func childrenOf(pid int) []int {
 
 // cloneArgs is struct clone_args (linux/sched.h).
 type cloneArgs struct {
+	//nolint:unused // as the kernel has it
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 

@@ -3,9 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sort"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -276,13 +274,4 @@ func innermostSession(p *object.Process) int {
 		return p.Status.NSsid[n-1]
 	}
 	return 0
-}
-
-// readlinkNS returns the identity of one namespace of a task, e.g. "mnt:[4026531841]"; "" where the kernel has none.
-func readlinkNS(pid int, name string) (string, error) {
-	link, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + name)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
-	return link, err
 }

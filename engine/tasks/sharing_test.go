@@ -375,9 +375,9 @@ func TestSharingShapes(t *testing.T) {
 // A child that wants a signal at the death of a thread of its parent that cannot make it again is refused.
 func TestParentDeathThread(t *testing.T) {
 	share := Process{MM: stream.Ref{ID: 1}, Sighand: stream.Ref{ID: 2}, Files: stream.Ref{ID: 3}, FS: stream.Ref{ID: 4}}
-	parent, child := share, share
+	parent := share
 	parent.PID, parent.Session, parent.Group, parent.ExitSignal = 10, 10, 10, 17
-	child = Process{PID: 12, Parent: 10, ParentThread: 11, Session: 10, Group: 10, ExitSignal: 17,
+	child := Process{PID: 12, Parent: 10, ParentThread: 11, Session: 10, Group: 10, ExitSignal: 17,
 		MM: stream.Ref{ID: 5}, Sighand: stream.Ref{ID: 6}, Files: stream.Ref{ID: 7}, FS: stream.Ref{ID: 8}}
 	families := []Family{{&parent, []*Thread{{TID: 10}, {TID: 11}}}, {&child, []*Thread{{TID: 12, Prctls: Prctls{PdeathSignal: 9}}}}}
 	f, err := PlanForest(families, 0)

@@ -79,7 +79,7 @@ func (m *machine) run(ctx context.Context) error {
 		if len(text) > 4000 {
 			text = text[len(text)-4000:]
 		}
-		return fmt.Errorf("the machine ended early (%v); its console says:\n%s", qemu, text)
+		return fmt.Errorf("the machine ended early (%v); its console says:\n%s", qemu, text) //nolint:errorlint // qemu may be nil
 	}
 	say("%d packages in %v", len(m.packages), time.Since(begin).Round(time.Second))
 	if len(failed) > 0 {

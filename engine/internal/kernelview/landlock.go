@@ -2,6 +2,7 @@ package kernelview
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,12 +38,11 @@ func (c *calibration) landlock() error {
 		return err
 	}
 	ruleset, err := c.h.call(unix.SYS_LANDLOCK_CREATE_RULESET, stack, 8, 0)
-	switch err {
-	case nil:
-	case unix.ENOSYS, unix.EOPNOTSUPP: // not built, or not switched on
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) { // not built, or not switched on
 		l.facts[factLandlock] = fact{known: true, value: noLandlock}
 		return nil
-	default:
+	}
+	if err != nil {
 		return nil
 	}
 	if !l.has(fLandDomain) || !l.has(fLandLayers) {

@@ -265,7 +265,6 @@ var (
 	fNodeShift  = want("xa_node.shift")
 	fNodeSlots  = want("xa_node.slots")
 
-	fHandCount   = want("sighand_struct.count")
 	fHandAction  = want("sighand_struct.action")
 	fActSize     = want("k_sigaction")
 	fActHandler  = want("k_sigaction.sa.sa_handler")

@@ -72,9 +72,9 @@ func semaphore() uintptr {
 }
 
 type sembuf struct {
-	num   uint16
-	op    int16
-	flags int16
+	_  uint16 // sem_num
+	op int16
+	_  int16 // sem_flg
 }
 
 // ownIPC are the System V objects that helperCalls has made. They outlive a process, and only their ids tell whose they are.
