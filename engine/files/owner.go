@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
@@ -17,11 +18,11 @@ import (
 // Who is told by a signal of what happens at an open file: its owner (fcntl(2) F_SETOWN_EX), which signal (F_SETSIG), and
 // whether signals are sent at all (O_ASYNC). The owner and the ids of whoever set it (F_GETOWNER_UIDS), by which the kernel
 // decides whether it may send the signal, are in struct file; that signals are sent, and the descriptor number that they
-// name, in a list of the object behind the file (struct fasync_struct), which is known of pipes and FIFOs.
+// name, in a list of the object behind the file (struct fasync_struct), which is known of pipes, FIFOs and sockets.
 //
 // All this belongs to the open file. It is kept with the first table that has it; the process of that table sets it again,
 // last of all, since the other end of a pipe closing is told too. An owner that is dead is nobody, as F_GETOWN says.
-// Refused by name: an owner outside of the tree; O_ASYNC of anything but a pipe; an owner of a directory, which F_NOTIFY
+// Refused by name: an owner outside of the tree; O_ASYNC of anything but a pipe or socket; an owner of a directory, which F_NOTIFY
 // (dnotify) sets; an owner of what is external.
 
 // TableOwner is what is set at one open file.
@@ -127,18 +128,25 @@ func (ix *index) ownerOfFile(d *object.Dumper, f *object.OpenFile, flags uint32)
 	return p, nil
 }
 
-// asyncNumber returns the descriptor number with which the signals of a pipe were asked for.
+// asyncNumber returns the descriptor number with which the signals of a pipe or socket were asked for.
 func (ix *index) asyncNumber(d *object.Dumper, f *object.OpenFile) (int, error) {
+	var all kernelview.Maybe[[]kernelview.Async]
 	if use := ix.pipes[inodeOf(f)]; use != nil {
 		if err := use.look(ix, d.View); err != nil {
 			return -1, err
 		}
-		list, _ := use.view.Async.Get()
-		if i := slices.IndexFunc(list, func(a kernelview.Async) bool { return a.File == f.View.ID }); i >= 0 {
-			return int(list[i].FD), nil
+		all = use.view.Async
+	} else if f.View.Kind == kernelview.KindSocket {
+		var err error
+		if all, err = d.View.SocketAsync(f.View.ID); err != nil {
+			return -1, err
 		}
 	}
-	return -1, object.Unsupportedf("it sends SIGIO (O_ASYNC), which can be checkpointed only of a pipe")
+	list, _ := all.Get()
+	if i := slices.IndexFunc(list, func(a kernelview.Async) bool { return a.File == f.View.ID }); i >= 0 {
+		return int(list[i].FD), nil
+	}
+	return -1, object.Unsupportedf("it sends SIGIO (O_ASYNC), which can be checkpointed only of a pipe or socket, with the kernel view")
 }
 
 func ownerOf(f *object.OpenFile) (kernelview.Owner, error) {
@@ -271,12 +279,8 @@ func OwnerCalls(r *object.Restorer, b *tracee.Batch, t *TableState, inTree func(
 				b.Call(n.Fcntl, o.FD, unix.F_SETOWN_EX, own).Note("the receiver of fd %d", o.FD)
 			}
 		}
-		if o.Async {
-			end, err := object.State[pipeEndState](r.Plan, t.file(o.FD))
-			if err != nil {
-				return object.BadImagef("descriptor %d sends signals, and is no pipe", o.FD)
-			}
-			b.Call(n.Fcntl, o.FD, unix.F_SETFL, end.Flags&statusFlags|unix.O_ASYNC).Note("the signals of fd %d", o.FD)
+		if o.Async { // F_SETFL would set the other flags too (ioctl_fioasync in fs/ioctl.c)
+			b.Call(n.Ioctl, o.FD, sys.FIOASYNC, []byte{1, 0, 0, 0}).Note("the signals of fd %d", o.FD)
 		}
 	}
 	return nil

@@ -78,6 +78,7 @@ func dumpCommon(f *object.OpenFile, s *kernelview.Socket) (*Common, error) {
 	if err != nil {
 		return nil, err
 	}
+	flags &^= unix.O_ASYNC // files/owner.go
 	if odd := flags &^ keptFlags; odd != 0 {
 		return nil, object.Unsupportedf("it is open with flags (%#o) that cannot be restored", odd)
 	}

@@ -211,7 +211,7 @@ func (v *bpfView) Pipe(file ID) (Pipe, error) {
 	if queue, ok := l.uint(b, fPipeWatch); ok && queue != 0 {
 		p.Notifications = true
 	}
-	if p.Async, err = v.pipeAsync(b); err != nil {
+	if p.Async, err = v.asyncOf(b, fPipeAsyncR, fPipeAsyncW); err != nil {
 		return Pipe{}, fmt.Errorf("reading pipe content: %w", err)
 	}
 	if used == 0 {
@@ -231,40 +231,4 @@ func (v *bpfView) Pipe(file ID) (Pipe, error) {
 		})
 	}
 	return p, nil
-}
-
-// maxAsync bounds the walk of a list of receivers of signals.
-const maxAsync = 1 << 16
-
-// pipeAsync reads who is told by a signal of what happens in a pipe. An open
-// file for both directions is in both lists.
-func (v *bpfView) pipeAsync(pipe []byte) (Maybe[[]Async], error) {
-	l := v.l
-	all := []Async{}
-	for _, f := range []field{fPipeAsyncR, fPipeAsyncW} {
-		next, ok := l.uint(pipe, f)
-		if !ok {
-			return Maybe[[]Async]{}, nil
-		}
-		for n := 0; next != 0; n++ {
-			if !l.has(fAsyncNext) || !l.has(fAsyncFile) || !l.has(fAsyncFD) {
-				return Maybe[[]Async]{}, nil
-			}
-			b, err := v.mem.peek(next, l.span["fasync_struct"])
-			if err == nil && n == maxAsync {
-				err = errFault
-			}
-			if err != nil {
-				return Maybe[[]Async]{}, err
-			}
-			file, _ := l.uint(b, fAsyncFile)
-			fd, _ := l.uint(b, fAsyncFD)
-			one := Async{File: v.id(file), FD: int32(fd)}
-			if !slices.Contains(all, one) {
-				all = append(all, one)
-			}
-			next, _ = l.uint(b, fAsyncNext)
-		}
-	}
-	return Is(all), nil
 }

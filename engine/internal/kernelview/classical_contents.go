@@ -155,3 +155,9 @@ func (v *classicalView) tableOf(tid int) ID {
 	}
 	return id.V
 }
+
+// SocketAsync implements View: nobody outside of the kernel can know.
+func (v *classicalView) SocketAsync(id ID) (Maybe[[]Async], error) {
+	_, err := v.held(id, KindSocket)
+	return Maybe[[]Async]{}, err
+}

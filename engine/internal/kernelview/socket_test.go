@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -99,5 +100,29 @@ func TestSocketUDP(t *testing.T) {
 	}
 	if len(s.Receive) != 1 || !bytes.HasSuffix(s.Receive[0].Data, b) {
 		t.Errorf("%d packets", len(s.Receive))
+	}
+}
+
+// TestSocketAsync: who is told by a signal of what happens at a socket, and by what number.
+func TestSocketAsync(t *testing.T) {
+	v := view(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	id := fileOf(t, v, os.Getpid(), pair[0]).ID
+	for _, want := range [][]Async{{}, {{File: id, FD: int32(pair[0])}}, {}} {
+		flags := len(want) * unix.O_ASYNC
+		if _, err := unix.FcntlInt(uintptr(pair[0]), unix.F_SETFL, flags); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := v.SocketAsync(id); err != nil || !got.Known || !slices.Equal(got.V, want) {
+			t.Errorf("%+v, %v, want %+v", got, err, want)
+		}
+	}
+	if _, err := v.SocketAsync(0); !errors.Is(err, ErrKind) {
+		t.Errorf("no socket: %v", err)
 	}
 }

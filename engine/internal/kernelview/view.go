@@ -115,6 +115,10 @@ type View interface {
 	// Netlink tells of netlink(7) sockets, PacketSocket of packet(7) sockets.
 	Netlink(file ID) (Netlink, error)
 	PacketSocket(file ID) (PacketSocket, error)
+
+	// SocketAsync tells the open files of a socket through which its owner is told
+	// by a signal (O_ASYNC). An error as of Pipe.
+	SocketAsync(file ID) (Maybe[[]Async], error)
 }
 
 // ErrKind says that a file is not of the kind that was asked for, or that the

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -100,3 +101,11 @@ func StatxPath(dir int, path string) (unix.Statx_t, error) {
 	}
 	return st, nil
 }
+
+// FIOASYNC is the ioctl(2) that sets or clears O_ASYNC and nothing else (asm/ioctls.h).
+var FIOASYNC = func() uint32 {
+	if runtime.GOARCH == "ppc64le" {
+		return 0x8004667d // _IOW('f', 125, int)
+	}
+	return 0x5452
+}()
