@@ -47,6 +47,14 @@ var largefile = sync.OnceValue(func() uint32 {
 // Flags returns the flags of an open file as F_GETFL shows them, without those that the kernel sets for itself.
 // A file that only a mapping holds and whose flags are not known has the access mode that its link shows.
 func Flags(f *object.OpenFile) (uint32, error) {
+	flags, err := setFlags(f)
+	if err == nil && flags&unix.O_ASYNC != 0 && leased(f) {
+		flags &^= unix.O_ASYNC // which a lease sets, as long as it is there (fasync_insert_entry in fs/fcntl.c)
+	}
+	return flags, err
+}
+
+func setFlags(f *object.OpenFile) (uint32, error) {
 	if v, ok := f.View.Flags.Get(); ok {
 		return v &^ kernelFlags, nil
 	}

@@ -26,8 +26,12 @@ import (
 // others early, while the tree is made, by the process that had taken it, so that lslocks(8) shows the same number.
 // Where that process has ended, or is not in the tree, the first that has the file does it.
 //
+// A lease (fcntl(2) F_SETLEASE) belongs to the open file as well. It is taken again with the POSIX locks, through the
+// number by which it was taken, which the signal of its break can name. Nothing is opened meanwhile that would break it.
+//
 // A lock that somebody else has taken meanwhile ends the restore. Whoever waits for a lock (F_SETLKW, F_OFD_SETLKW,
-// flock) holds nothing, and waits again. Refused by name: leases, delegations and mandatory locks; locks on a file outside
+// flock) holds nothing, and waits again. Refused by name: leases that are being broken,
+// delegations and mandatory locks; locks on a file outside
 // of the tree, for which another will stand in, and on one that the restored process opens itself; locks that only a mapping
 // keeps (lock_mapped.go).
 
@@ -44,6 +48,7 @@ const (
 	lockPOSIX = "posix"
 	lockOFD   = "ofd"
 	lockFlock = "flock"
+	lockLease = "lease"
 )
 
 // dumpLocks returns the locks that the table of f's process is to take through f. known: the table has f under a lower
@@ -67,6 +72,11 @@ func dumpLocks(d *object.Dumper, f *object.OpenFile, known bool) ([]TableLock, e
 		if err != nil {
 			return nil, err
 		}
+		if s.Kind == lockLease {
+			if s.FD, err = ix.leaseNumber(d, f, l.PID); err != nil {
+				return nil, err
+			}
+		}
 		ix.locked[lockedFile(l.Major, l.Minor, l.Ino)] = true
 		mine := !known
 		if mine && s.Kind != lockPOSIX {
@@ -85,6 +95,15 @@ func dumpLocks(d *object.Dumper, f *object.OpenFile, known bool) ([]TableLock, e
 	return out, nil
 }
 
+// leased says whether a lease was taken through an open file.
+func leased(f *object.OpenFile) bool {
+	if some, ok := f.View.Locks.Get(); ok && !some || f.FD < 0 {
+		return false
+	}
+	info, err := f.Fdinfo()
+	return err == nil && slices.ContainsFunc(info.Locks, func(l procfs.Lock) bool { return l.Kind == "LEASE" })
+}
+
 func describeLock(l *procfs.Lock) string { return l.Kind + " " + l.Mode + " " + l.Type }
 
 func newTableLock(fd int, l *procfs.Lock) (TableLock, error) {
@@ -96,29 +115,62 @@ func newTableLock(fd int, l *procfs.Lock) (TableLock, error) {
 		s.Kind = lockOFD
 	case "FLOCK":
 		s.Kind = lockFlock
+	case "LEASE":
+		s.Kind = lockLease
 	}
-	if s.Kind == "" || l.Mode != "ADVISORY" || !s.Write && l.Type != "READ" {
+	mode := "ADVISORY"
+	if s.Kind == lockLease {
+		mode = "ACTIVE" // not being broken
+	}
+	if s.Kind == "" || l.Mode != mode || !s.Write && l.Type != "READ" {
 		return s, object.Unsupportedf("the process holds a lock or lease on it (%s), which cannot be checkpointed", describeLock(l))
 	}
-	if !l.ToEOF {
+	if !l.ToEOF && s.Kind != lockLease {
 		s.Length = l.End - l.Start + 1
 	}
 	return s, nil
 }
 
+// leaseNumber returns the number through which the lease on an open file, taken by process pid, is to be taken again.
+func (ix *index) leaseNumber(d *object.Dumper, f *object.OpenFile, pid int) (int32, error) {
+	number, err := d.View.Lease(f.View.ID)
+	if err != nil {
+		return -1, err
+	}
+	n, known := number.Get()
+	if !known {
+		return -1, object.Unsupportedf("the process holds a lease on it, and without the kernel view nobody knows by which descriptor number it was taken")
+	}
+	lowest := int32(-1)
+	for _, h := range ix.holders[f.View.ID] {
+		if h.FD == int(n) && ix.takesFor(f, pid) == h.Process {
+			return n, nil
+		}
+		if h.Process == ix.takesFor(f, pid) && (lowest < 0 || int32(h.FD) < lowest) {
+			lowest = int32(h.FD)
+		}
+	}
+	if owner, err := ownerOf(f); err != nil || owner.Signal != 0 {
+		return -1, errors.Join(err, object.Unsupportedf("the process holds a lease on it, whose signal (F_SETSIG) names descriptor %d, which is not that file any more; this cannot be checkpointed", n))
+	}
+	return lowest, nil
+}
+
 // takes says whether f's process is the one that takes a lock which belongs to the open file: it is the one that had
 // taken it, pid, or, when no holder is, the first.
-func (ix *index) takes(f *object.OpenFile, pid int) bool {
+func (ix *index) takes(f *object.OpenFile, pid int) bool { return ix.takesFor(f, pid) == f.Process }
+
+func (ix *index) takesFor(f *object.OpenFile, pid int) *object.Process {
 	var first *object.Process
 	for _, h := range ix.holders[f.View.ID] {
 		if h.Process.PID == pid {
-			return h.Process == f.Process
+			return h.Process
 		}
 		if first == nil {
 			first = h.Process
 		}
 	}
-	return first == f.Process
+	return first
 }
 
 // checkLocks refuses locks that nobody can hold. The entries have been checked.
@@ -133,9 +185,9 @@ func (t *TableState) checkLocks() error {
 		}
 		switch l.Kind {
 		case lockPOSIX, lockOFD:
-		case lockFlock:
+		case lockFlock, lockLease:
 			if l.Start != 0 || l.Length != 0 {
-				return object.BadImagef("a lock by flock of a part of a file")
+				return object.BadImagef("a lock by %s of a part of a file", l.Kind)
 			}
 		default:
 			return object.BadImagef("a lock of the kind %q", l.Kind)
@@ -164,7 +216,7 @@ func restoreTable(r *object.Restorer, _ stream.Ref, t *TableState) error {
 		if err != nil {
 			return err
 		}
-		if l.Kind == lockFlock { // cannot be asked about
+		if l.Kind == lockFlock || l.Kind == lockLease { // cannot be asked about
 			continue
 		}
 		other, err := l.conflict(fd)
@@ -204,13 +256,16 @@ func (l *TableLock) lockType() int16 {
 // PoolLockCalls appends the calls by which a process whose table is t takes the locks that belong to open files, while
 // the pool is open in it. taken says, after they were run, whether somebody else holds one.
 func PoolLockCalls(r *object.Restorer, b *tracee.Batch, t *TableState) (taken func() error, err error) {
-	return t.lockCalls(r, b, func(l *TableLock) bool { return l.Kind != lockPOSIX }, func(l *TableLock, pool int) int { return pool })
+	return t.lockCalls(r, b, func(l *TableLock) bool { return !l.ofNumber() }, func(l *TableLock, pool int) int { return pool })
 }
 
-// TableLockCalls is PoolLockCalls for the locks that belong to the process, after TableCalls. From then on the process
+// ofNumber says whether a lock is to be taken through its number in the table.
+func (l *TableLock) ofNumber() bool { return l.Kind == lockPOSIX || l.Kind == lockLease }
+
+// TableLockCalls is PoolLockCalls for the locks that belong to the process, and for leases, after TableCalls. From then on the process
 // must not close any descriptor.
 func TableLockCalls(r *object.Restorer, b *tracee.Batch, t *TableState) (taken func() error, err error) {
-	return t.lockCalls(r, b, func(l *TableLock) bool { return l.Kind == lockPOSIX }, func(l *TableLock, pool int) int { return int(l.FD) })
+	return t.lockCalls(r, b, (*TableLock).ofNumber, func(l *TableLock, pool int) int { return int(l.FD) })
 }
 
 func (t *TableState) lockCalls(r *object.Restorer, b *tracee.Batch, now func(*TableLock) bool, number func(l *TableLock, pool int) int) (func() error, error) {
@@ -251,6 +306,9 @@ func (l *TableLock) call(b *tracee.Batch, fd int) *tracee.Call {
 		}
 		return b.Call(n.Flock, fd, how|unix.LOCK_NB)
 	}
+	if l.Kind == lockLease {
+		return b.Call(n.Fcntl, fd, unix.F_SETLEASE, int(l.lockType()))
+	}
 	cmd := unix.F_SETLK
 	if l.Kind == lockOFD {
 		cmd = unix.F_OFD_SETLK
@@ -269,10 +327,15 @@ type LockTakenError struct {
 	Path   string
 	What   string // "an exclusive lock on bytes 0 to 9"
 	Holder string // e.g. "sqlite3 (pid 4711)"
+	Lease  bool   // it is a lease
 }
 
 func (e *LockTakenError) Error() string {
-	return fmt.Sprintf("%s: %s, which the image needs, cannot be had: %s holds a lock on the file", e.Path, e.What, e.Holder)
+	does := "holds a lock on the file"
+	if e.Lease {
+		does = "has the file open"
+	}
+	return fmt.Sprintf("%s: %s, which the image needs, cannot be had: %s %s", e.Path, e.What, e.Holder, does)
 }
 
 // Hint says what to do about it.
@@ -280,11 +343,15 @@ func (e *LockTakenError) Hint() string { return "wait until it lets go of it, or
 
 // newLockTaken finds out who holds what prevents l from being taken through fd of cr-restore.
 func newLockTaken(fd int, l *TableLock) error {
-	e := &LockTakenError{What: "a shared lock"}
+	e := &LockTakenError{What: "a shared lock", Lease: l.Kind == lockLease}
 	if l.Write {
 		e.What = "an exclusive lock"
 	}
 	switch {
+	case e.Lease && l.Write:
+		e.What = "a write lease"
+	case e.Lease:
+		e.What = "a read lease"
 	case l.Length > 0:
 		e.What += fmt.Sprintf(" on bytes %d to %d", l.Start, l.Start+l.Length-1)
 	case l.Start > 0:
@@ -308,6 +375,8 @@ func lockHolder(fd int, l *TableLock) string {
 	pid := 0
 	if l.Kind == lockFlock {
 		pid = flockHolder(fd)
+	} else if l.Kind == lockLease {
+		pid = 0 // nothing tells
 	} else if other, err := l.conflict(fd); err == nil && other != nil {
 		pid = int(other.Pid)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"crpipe/engine/files"
 	"crpipe/engine/files/filestest"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/object"
 )
@@ -106,6 +107,67 @@ func TestLocks(t *testing.T) {
 	// And while the restored process holds them, nobody else gets them, the restore of the same image included.
 	_, err = filestest.Restore(t, image, nil)
 	taken(t, err, filepath.Join(dir, "ranges"), "an exclusive lock on bytes 5 to 14", "(pid "+strconv.Itoa(pid)+")")
+}
+
+// leasesProgram holds leases.
+func leasesProgram() error {
+	a := &at{dir: os.Getenv("DIR")}
+	for i, name := range []string{"read", "write"} {
+		a.fail(os.WriteFile(a.path(name), []byte("text"), 0o644))
+		a.open(20+i, a.path(name), []int{unix.O_RDONLY, unix.O_RDWR}[i])
+	}
+	a.dup(20, 19, 0)
+	_, err := unix.FcntlInt(20, unix.F_SETLEASE, unix.F_RDLCK)
+	a.fail(err)
+	_, err = unix.FcntlInt(20, unix.F_SETSIG, 40)
+	a.fail(err)
+	_, err = unix.FcntlInt(21, unix.F_SETLEASE, unix.F_WRLCK)
+	a.fail(err)
+	return a.err
+}
+
+func TestLeases(t *testing.T) {
+	view := filestest.View(t)
+	if view.Source() != kernelview.SourceBPF {
+		t.Skip("leases need the kernel view by BPF")
+	}
+	dir := t.TempDir()
+	c := filestest.Start(t, "leases", "DIR="+dir)
+	image := filestest.Dump(t, filestest.Dumper(t, view, c.PID))
+	text := filestest.Describe(t, image, nil)
+	for _, want := range []string{"{fd=20 kind=\"lease\"}", "{fd=21 kind=\"lease\" write=true}", "fd=19 kind=\"process\""} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is missing in\n%s", want, text)
+		}
+	}
+	killAndReap(t, c.PID)
+	inherit := pipes(t)
+	restore := func() *filestest.Restored {
+		r, err := filestest.Restore(t, image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Inherit = inherit
+		return r
+	}
+	own, err := os.OpenFile(filepath.Join(dir, "read"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken(t, restore().TryTask(t), own.Name(), "a read lease", "somebody else")
+	if err := own.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pid := restore().Task(t)
+	for fd, want := range map[int]string{19: "READ", 20: "READ", 21: "WRITE"} {
+		info, err := procfs.ReadFdinfo(pid, fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(info.Locks) != 1 || info.Locks[0].Kind != "LEASE" || info.Locks[0].Mode != "ACTIVE" || info.Locks[0].Type != want {
+			t.Errorf("fd %d: %+v, want an active lease for %s", fd, info.Locks, want)
+		}
+	}
 }
 
 func taken(t *testing.T, err error, path, what, holder string) {

@@ -2,6 +2,7 @@ package files_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{
 		"files": filesProgram, "held": heldProgram, "proc": procProgram, "outside": outsideProgram, "mounted": mountedProgram,
-		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "locks": locksProgram, "maplocked": mapLockedProgram, "idle": func() error { return nil },
+		"threads": threadsProgram, "terminal": terminalProgram, "many": manyProgram, "sockets": socketsProgram, "family": familyProgram, "locks": locksProgram, "maplocked": mapLockedProgram, "leases": leasesProgram, "idle": func() error { return nil },
 	})
 }
 
@@ -188,6 +189,9 @@ func heldProgram() error {
 	a.open(20, a.path("leased"), unix.O_RDONLY)
 	_, err := unix.FcntlInt(20, unix.F_SETLEASE, unix.F_RDLCK)
 	a.fail(err)
+	if _, err := unix.Open(a.path("leased"), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); !errors.Is(err, unix.EWOULDBLOCK) {
+		a.fail(fmt.Errorf("breaking a lease: %v", err))
+	}
 	a.open(21, "/proc/self/status", unix.O_RDONLY)
 	a.fail(unix.Flock(21, unix.LOCK_EX))
 

@@ -45,7 +45,7 @@ func TestRefused(t *testing.T) {
 	c := filestest.Start(t, "held", "DIR="+dir)
 	got := refused(t, filestest.Look(t, filestest.Dumper(t, view, c.PID)))
 	for fd, want := range map[int]string{
-		20: "lock or lease on it (LEASE ACTIVE READ)",
+		20: "lock or lease on it (LEASE BREAKING UNLCK)",
 		21: "lock on it (FLOCK ADVISORY WRITE), which cannot be checkpointed for a file of this kind",
 		23: "1 other names of it remain in places that the kernel does not tell, not among the 0 nearest",
 		26: "about pid 1, which is not in the tree",

@@ -15,6 +15,7 @@ import (
 type openFile struct {
 	kind    Kind
 	private uint64
+	addr    uint64
 }
 
 // maxDescriptors bounds a table: the kernel's own limit of fs.nr_open.
@@ -247,7 +248,7 @@ func (v *bpfView) readFiles(addrs []uint64) (map[uint64]*File, error) {
 		if n := int(f.ID) + 1 - len(v.files); n > 0 {
 			v.files = append(v.files, make([]openFile, n)...)
 		}
-		v.files[f.ID] = openFile{kind: f.Kind, private: private}
+		v.files[f.ID] = openFile{kind: f.Kind, private: private, addr: addrs[i]}
 	}
 	return files, nil
 }

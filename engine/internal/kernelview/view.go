@@ -103,6 +103,10 @@ type View interface {
 	Inotify(file ID) (Inotify, error)
 	Pipe(file ID) (Pipe, error)
 
+	// Lease tells of the lease that was taken through an open file (fcntl(2)
+	// F_SETLEASE) by which descriptor number: the signal of its break names that.
+	Lease(file ID) (Maybe[int32], error)
+
 	// Socket tells what all families of sockets have; the calls of a family tell
 	// more.
 	Socket(file ID) (Socket, error)
