@@ -122,6 +122,7 @@ var refusedClassically = map[string]bool{
 	"seccomp":    true, // cannot be asked
 	"taskstate":  true, // cannot be asked
 	"prctls":     true, // the Landlock domain of a thread with PR_SET_NO_NEW_PRIVS, which could have made one
+	"mapflock":   true, // through which open file a lock was taken that no descriptor shows
 	"numa":       true, // the policy of a mapping is only text in numa_maps
 	"creds":      true, // the session keyring and the Landlock domain of a thread without the rights that it had
 }

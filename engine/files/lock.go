@@ -32,7 +32,7 @@ import (
 // A lock that somebody else has taken meanwhile ends the restore. Whoever waits for a lock (F_SETLKW, F_OFD_SETLKW,
 // flock) holds nothing, and waits again. Refused by name: leases that are being broken,
 // delegations and mandatory locks; locks on a file outside
-// of the tree, for which another will stand in, and on one that the restored process opens itself; locks that only a mapping
+// of the tree, for which another will stand in, and on one that the restored process opens itself; most locks that only a mapping
 // keeps (lock_mapped.go).
 
 // TableLock is one lock.
@@ -340,6 +340,19 @@ func (e *LockTakenError) Error() string {
 
 // Hint says what to do about it.
 func (e *LockTakenError) Hint() string { return "wait until it lets go of it, or end it" }
+
+// TakeFlock takes a lock by flock(2) through fd of cr-restore, for what a mapping keeps open.
+func TakeFlock(fd int, exclusive bool) error {
+	how := unix.LOCK_SH
+	if exclusive {
+		how = unix.LOCK_EX
+	}
+	err := unix.Flock(fd, how|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return newLockTaken(fd, &TableLock{Kind: lockFlock, Write: exclusive})
+	}
+	return err
+}
 
 // newLockTaken finds out who holds what prevents l from being taken through fd of cr-restore.
 func newLockTaken(fd int, l *TableLock) error {

@@ -11,7 +11,8 @@ import (
 // A mapping holds the open file through which it was made, and so the locks that belong to that file (flock(2), open file
 // description locks) and its lease live on when every descriptor has been closed (mmap(2), fs/locks.c). No /proc file of
 // the process shows such a lock: the kernel view does, or /proc/locks, which does not say through which open file it was
-// taken. A mapping that a restore makes is of an open file of its own, so these locks are refused.
+// taken. A lock by flock(2) is kept with the mapped file (memory.File) where all mappings of it are of that one open file; others are
+// refused.
 
 // CheckLocks refuses locks that belong to open files which only mappings hold. It comes after the tables and the memory
 // of all processes.
@@ -24,11 +25,14 @@ func CheckLocks(d *object.Dumper) error {
 		if len(ix.holders[m.File]) > 0 {
 			continue // its table has the locks, or has refused them
 		}
+		if m.Flock != 0 && m.Keep != nil && m.Keep() {
+			continue
+		}
 		name := fmt.Sprintf("%x-%x", uint64(m.Start), uint64(m.End))
 		if link, err := os.Readlink(procfs.Path(m.Process.Leader().TID, "map_files/"+name)); err == nil {
 			name = link
 		}
-		d.Refuse(m.Process.Error("mapping of "+name, mappedLock("a lock or lease that only a mapping keeps, its descriptor being closed, cannot be checkpointed")))
+		d.Refuse(m.Process.Error("mapping of "+name, mappedLock("a lock or lease that only a mapping keeps, its descriptor being closed, cannot be checkpointed, unless it is one by flock of a file that is mapped from nowhere else")))
 	}
 	if !d.LocksUnknown {
 		return nil

@@ -35,7 +35,8 @@ type mmDump struct {
 	memory  *sys.FD              // /proc/PID/mem, opened when first wanted
 	image   []byte               // of the vdso, once it has been read
 
-	policies []Policy // of the mappings
+	policies []Policy                    // of the mappings
+	files    map[arch.Addr]kernelview.ID // the open files of mappings, by where they begin; without the kernel view empty
 }
 
 // objectKey is what /proc/PID/maps says of a mapped object.
@@ -52,7 +53,7 @@ func Dump(d *object.Dumper, p *object.Process) error {
 	if p.Zombie {
 		return nil
 	}
-	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}}
+	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}, files: map[arch.Addr]kernelview.ID{}}
 	defer func() { _ = m.memory.Close() }() // only read from
 	as, ok := p.View.MM.Get()
 	if !ok {
@@ -229,6 +230,7 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 			area.Flags = strings.TrimPrefix(strings.TrimPrefix(area.Flags, "mw"), " ") // always open for writing
 		}
 		areas = append(areas, area)
+		m.mapsFile(v, of)
 		if v.Prot&procfs.ProtShared != 0 || area.Name != "" && area.Name != a.VDSO.Code && a.VDSO.IsPart(area.Name) {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/files"
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -34,6 +35,8 @@ type File struct {
 	Mode   uint32 `msgpack:"mode,omitempty"` // permissions, of a deleted one
 	UID    uint32 `msgpack:"uid,omitempty"`
 	GID    uint32 `msgpack:"gid,omitempty"`
+	// Flock is "shared" or "exclusive" where the open file of all its mappings is locked so (mapflock.go).
+	Flock string `msgpack:"flock,omitempty"`
 }
 
 const deletedSuffix = " (deleted)"
@@ -195,6 +198,7 @@ func (m *mmDump) alsoHeld(st *unix.Stat_t) (string, error) {
 func (m *mmDump) addFile(key fileKey, f *File, path string) (mapped, error) {
 	ref, err := m.d.Once(key, func() (stream.Ref, error) {
 		ref := m.d.Add(TypeFile, f)
+		mapFiles(m.d)[ref.ID] = &mapFile{state: f, open: map[kernelview.ID]bool{}, write: map[bool]bool{}, at: map[placeKey]bool{}}
 		if f.Deleted {
 			// Kept open, since the mapping that leads to the file may be gone when a thawed target is read.
 			fd, err := sys.Open(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)

@@ -99,7 +99,7 @@ func restoreFile(r *object.Restorer, ref stream.Ref, f *File) error {
 		}
 	}
 	r.Remember(ref, h)
-	return nil
+	return h.lockMapped(f)
 }
 
 // usesOf returns what is wanted of all files: made by the first of them and kept in its handle.

@@ -67,8 +67,11 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 		locked, ok := areas[i].Locked.Get()
 		m.d.LocksUnknown = m.d.LocksUnknown || !ok
 		if locked {
-			m.d.MappedLocks = append(m.d.MappedLocks, object.MappedLock{Process: m.p, Start: areas[i].Start, End: areas[i].End, File: areas[i].File})
+			lock := object.MappedLock{Process: m.p, Start: areas[i].Start, End: areas[i].End, File: areas[i].File, Flock: areas[i].Flock}
+			lock.Keep = func() bool { return m.keepFlock(&lock) }
+			m.d.MappedLocks = append(m.d.MappedLocks, lock)
 		}
+		m.files[areas[i].Start] = areas[i].File
 	}
 	list = make([]procfs.SmapsVMA, len(maps))
 	of := map[int]kernelview.Mempolicy{}

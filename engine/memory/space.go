@@ -121,6 +121,8 @@ func (f *File) check() error {
 		return fmt.Errorf("a build id of %d bytes", len(f.BuildID))
 	case f.Mode > 0o7777:
 		return fmt.Errorf("the permissions %#o", f.Mode)
+	case f.Flock != "" && f.Flock != flockShared && f.Flock != flockExclusive || f.Flock != "" && (f.Zero || f.Deleted):
+		return fmt.Errorf("a lock of the kind %q", f.Flock)
 	case f.Zero && f.Deleted:
 		return fmt.Errorf("a device that is deleted")
 	}

@@ -193,6 +193,8 @@ func TestHostileSpaces(t *testing.T) {
 		{"endless path", func(s *sample) { s.file.Path = "/" + strings.Repeat("x", unix.PathMax) }, "path"},
 		{"mode", func(s *sample) { s.gone.Mode = 0o104755 }, "permissions"},
 		{"file size", func(s *sample) { s.gone.Size = 1 << 63 }, "size"},
+		{"lock", func(s *sample) { s.file.Flock = "posix" }, "lock of the kind"},
+		{"lock of a deleted file", func(s *sample) { s.gone.Flock = flockShared }, "lock of the kind"},
 		{"shm size", func(s *sample) { s.shm.Size = 1 << 60 }, "size"},
 		{"no shm size", func(s *sample) { s.shm.Size = 0 }, "size"},
 		{"layout", func(s *sample) { s.mm.EnvEnd = 1 << 63 }, "layout"},

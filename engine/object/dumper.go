@@ -53,6 +53,9 @@ type MappedLock struct {
 	Process    *Process
 	Start, End arch.Addr
 	File       kernelview.ID
+	Flock      uint8 // as kernelview.Area has it
+	// Keep has the mapping's file take it at restore; false: it cannot.
+	Keep func() bool
 }
 
 // A Bulk is the contents of one object, written after all metadata.

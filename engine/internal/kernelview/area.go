@@ -21,6 +21,8 @@ type Area struct {
 	// Locked says that a lock or lease belongs to the open file that the mapping
 	// holds: it lives as long as the mapping does, whatever is closed.
 	Locked Maybe[bool]
+	// Flock is LOCK_SH or LOCK_EX (flock(2)) where such a lock is the only one of them; else 0.
+	Flock uint8
 
 	word uint64 // vm_flags
 }

@@ -410,8 +410,10 @@ var (
 
 	fCoreList  = want("file_lock_core.flc_list") // since 6.9, before it:
 	fCoreOwner = want("file_lock_core.flc_owner")
+	fCoreType  = want("file_lock_core.flc_type")
 	fOldList   = want("file_lock.fl_list")
 	fOldOwner  = want("file_lock.fl_owner")
+	fOldType   = want("file_lock.fl_type")
 	fMntMnt    = want("mount.mnt")
 	fMntID     = want("mount.mnt_id")
 

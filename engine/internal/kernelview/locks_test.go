@@ -3,6 +3,7 @@
 package kernelview
 
 import (
+	"errors"
 	"os"
 	"testing"
 
@@ -23,6 +24,10 @@ func TestLockedAreas(t *testing.T) {
 		switch kind {
 		case "flock":
 			err = unix.Flock(fd, unix.LOCK_SH)
+		case "exclusive":
+			err = unix.Flock(fd, unix.LOCK_EX)
+		case "both":
+			err = errors.Join(unix.Flock(fd, unix.LOCK_EX), unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Len: 1}))
 		case "ofd":
 			err = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Len: 1})
 		case "posix": // belongs to this process, not to the file
@@ -32,7 +37,7 @@ func TestLockedAreas(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, kind := range []string{"flock", "ofd", "posix", "none"} {
+	for _, kind := range []string{"flock", "ofd", "posix", "exclusive", "both", "none"} {
 		path := dir + "/" + kind
 		if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
 			t.Fatal(err)
@@ -55,9 +60,10 @@ func TestLockedAreas(t *testing.T) {
 				}
 			}
 		}
-		want := kind == "flock" || kind == "ofd"
-		if got := areaAt(t, v, c.pid(), at[0]).Locked; got != Is(want) {
-			t.Errorf("%s: %v, want %v", kind, got, want)
+		want := kind != "posix" && kind != "none"
+		how := map[string]uint8{"flock": unix.LOCK_SH, "exclusive": unix.LOCK_EX}[kind]
+		if got := areaAt(t, v, c.pid(), at[0]); got.Locked != Is(want) || got.Flock != how {
+			t.Errorf("%s: %v by %d, want %v by %d", kind, got.Locked, got.Flock, want, how)
 		}
 		if got := areaAt(t, v, c.pid(), at[1]).Locked; got != Is(false) {
 			t.Errorf("%s of another open file: %v", kind, got)

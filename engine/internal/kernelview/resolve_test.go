@@ -24,6 +24,7 @@ var mayMiss = []string{
 	"vm_area_struct.anon_name",               // with CONFIG_ANON_VMA_NAME
 	"file_lock.fl_list",                      // until 6.8
 	"file_lock.fl_owner",                     // until 6.8
+	"file_lock.fl_type",                      // until 6.8
 	"pipe_inode_info.watch_queue",            // with CONFIG_WATCH_QUEUE
 	"cgroup.freezer.freeze_start_nsec",       // since 6.18
 	"mm_struct.futex_phash",                  // since 6.16, as the next two
@@ -31,6 +32,7 @@ var mayMiss = []string{
 	"futex_private_hash.custom",
 	"file_lock_core.flc_list",  // since 6.9
 	"file_lock_core.flc_owner", // since 6.9
+	"file_lock_core.flc_type",  // since 6.9
 }
 
 // TestResolveKernels resolves all fields in the running kernel's BTF, and in
