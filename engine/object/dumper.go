@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -272,8 +271,8 @@ func (d *Dumper) File(f *OpenFile) (stream.Ref, error) {
 			}
 			return ref, nil
 		}
-		d.Refuse(f.Error(&Unsupported{What: describe(f) + " cannot be checkpointed",
-			Do: fmt.Sprintf("close it before the dump, or pass --external '%s' and give one back at restore with --inherit", f.Link)}))
+		u := describe(f)
+		d.Refuse(f.Error(&Unsupported{What: u.what + " cannot be checkpointed", Do: u.do}))
 		return stream.Ref{}, nil
 	})
 }
@@ -284,22 +283,6 @@ func (f *OpenFile) wrap(err error) error {
 		return err
 	}
 	return f.Error(err)
-}
-
-// describe names a file that no kind claims.
-func describe(f *OpenFile) string {
-	switch f.Stat.Mode & unix.S_IFMT {
-	case unix.S_IFCHR:
-		return fmt.Sprintf("character device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev)))
-	case unix.S_IFBLK:
-		return fmt.Sprintf("block device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev)))
-	case unix.S_IFSOCK:
-		return "a socket"
-	}
-	if name, ok := strings.CutPrefix(f.Link, "anon_inode:"); ok {
-		return "a descriptor of the kind " + strings.Trim(name, "[]")
-	}
-	return "a file of this kind"
 }
 
 // Meet fills in an OpenFile for descriptor fd of p, whose kernel view is v.
