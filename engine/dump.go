@@ -72,10 +72,10 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	}
 	begin := time.Now()
 	for pause := time.Millisecond; ; pause *= 2 {
-		err := dumpOnce(ctx, w, a, view, &o)
+		err := dumpOnce(ctx, w, a, view, &o, o.Ticket != nil || time.Since(begin) > vforkTime)
 		var vfork *vforkError
 		switch late := time.Since(begin); {
-		case errors.As(err, &vfork) && (late > vforkTime || o.Ticket != nil):
+		case errors.As(err, &vfork) && (late > transientTime || o.Ticket != nil):
 			return vfork.refusal
 		case !errors.Is(err, errTransient) || late > transientTime || o.Ticket != nil:
 			return err
@@ -92,19 +92,11 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 // transientTime is how long a dump waits for a state to pass that cannot be dumped and does not last.
 const transientTime = 2 * time.Second
 
-// vforkTime is how long it waits for a vfork to come to its exec, which mostly takes less than a millisecond.
+// vforkTime is how long it waits for a vfork to come to its exec, which mostly takes less than a millisecond, before it keeps what it
+// can of it.
 const vforkTime = 200 * time.Millisecond
 
-// vforkError is a parent that waits in vfork(2). It passes, or else is refused: the kernel lets such a task do nothing before
-// its child has called exec or has ended, and a restore needs it to do all that it needs for its own state.
-type vforkError struct{ refusal error }
-
-func (e *vforkError) Error() string { return e.refusal.Error() }
-func (e *vforkError) Unwrap() error { return errTransient }
-
-const vforkHint = "wait until the child has called execve, or has ended"
-
-func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions) (err error) {
+func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.View, o *DumpOptions, keepVforks bool) (err error) {
 	report(o.Progress, "freezing", 0)
 	for _, pid := range o.PIDs {
 		if st, err := procfs.ReadStat(pid); err == nil && st.State == 'Z' && st.NumThreads <= 1 {
@@ -137,7 +129,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
-	if err := lookAtTree(d, held); err != nil {
+	if err := lookAtTree(d, held, keepVforks); err != nil {
 		return err
 	}
 	if err := failpoint.After("dump.looked", d.Refusals()); err != nil {
@@ -171,8 +163,11 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 }
 
 // lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
-func lookAtTree(d *object.Dumper, held *treeHold) error {
+func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	if err := failpoint.After("look.tree", collectTree(d, held)); err != nil {
+		return err
+	}
+	if err := findVforks(d, keepVforks); err != nil {
 		return err
 	}
 	if err := failpoint.After("look.checks", checkTree(d)); err != nil {
@@ -249,6 +244,9 @@ func lookAtTree(d *object.Dumper, held *treeHold) error {
 		families = append(families, family)
 	}
 	if len(families) == len(d.Processes) {
+		if err := checkVforks(d, families); err != nil {
+			return err
+		}
 		d.Refuse(checkShared(d, families))
 	}
 	return nil
@@ -377,6 +375,9 @@ func shareNumbers(d *object.Dumper) sharing {
 func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online []byte, shared sharing) (*tasks.Thread, error) {
 	s := &tasks.Thread{Process: process, TID: int32(t.ID), Comm: t.Status.Name, Files: t.Files, FS: t.FS,
 		IOContext: shared.io[t.View.IOContext.V], SysVSem: shared.sem[t.View.SysVSem.V]}
+	if t.Child != nil {
+		s.Vfork = int32(t.Child.ID)
+	}
 	var err error
 	if s.Creds, err = tasks.DumpCredentials(t); err != nil {
 		return nil, err

@@ -276,7 +276,10 @@ func (rs *restoration) finishThreads() error {
 	if err := failpoint.Hit("restore.threads"); err != nil {
 		return err
 	}
-	return rs.finishSignals()
+	if err := rs.finishSignals(); err != nil {
+		return err
+	}
+	return rs.bearLast()
 }
 
 // credentials gives a thread its own, and what comes behind them.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ func (rs *restoration) finishSignals() error {
 		return err
 	}
 	rs.users = map[stream.Ref]int{}
-	for _, p := range rs.procs {
+	for _, p := range append(slices.Clone(rs.procs), rs.last...) {
 		if !p.state.Zombie {
 			rs.users[p.state.MM]++
 			rs.users[p.state.Sighand]++
@@ -183,6 +184,7 @@ func (rs *restoration) removeTraces(chosen func(*process) bool) error {
 		if p.state.Zombie || !chosen(p) {
 			continue
 		}
+		p.clean = true
 		// Of processes that share them (CLONE_VM, CLONE_SIGHAND) the last one does it.
 		rs.users[p.state.MM]--
 		rs.users[p.state.Sighand]--
@@ -395,7 +397,7 @@ func (rs *restoration) passOn(all []*tracee.Task) error {
 
 // letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
 func (rs *restoration) letGo() (*Restored, error) {
-	if err := failpoint.After("restore.traces", rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 })); err != nil {
+	if err := failpoint.After("restore.traces", rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 && !p.clean })); err != nil {
 		return nil, err
 	}
 	if err := failpoint.After("restore.timers", events.StartTimers(rs.r)); err != nil {

@@ -69,20 +69,23 @@ type restoration struct {
 	arena  *tracee.Arena
 	base   arch.Addr
 
-	forest    *tasks.Forest
-	procs     []*process // in the order of the image
-	byPID     map[int32]*process
-	made      map[*tasks.Birth]*tracee.Task
-	small     map[*tasks.Birth]bool // who gets a small slot of the arena
-	users     map[stream.Ref]int    // of an address space or table of signal actions: processes that still need the arena
-	stub      *tracee.Task
-	ownPIDs   bool
-	mounts    []namespaces.Mount // that the root has to mount inside
-	outer     namespaces.Outer   // what the tree's mounts are to propagate with
-	home      *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
-	initial   initialState
-	committed bool
-	guard     *Guardian // nil: not needed
+	forest     *tasks.Forest
+	procs      []*process // in the order of the image
+	numberer   *tracee.Task
+	numbererID int32
+	last       []*process // whose parents wait for them in vfork: see vfork.go
+	byPID      map[int32]*process
+	made       map[*tasks.Birth]*tracee.Task
+	small      map[*tasks.Birth]bool // who gets a small slot of the arena
+	users      map[stream.Ref]int    // of an address space or table of signal actions: processes that still need the arena
+	stub       *tracee.Task
+	ownPIDs    bool
+	mounts     []namespaces.Mount // that the root has to mount inside
+	outer      namespaces.Outer   // what the tree's mounts are to propagate with
+	home       *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
+	initial    initialState
+	committed  bool
+	guard      *Guardian // nil: not needed
 }
 
 // process is a thread group that is being made.
@@ -93,6 +96,7 @@ type process struct {
 	threads []*thread // the leader first unless it is dead; none of a zombie
 	space   *memory.Space
 	task    *tracee.Task // of the first of them; of a zombie its own
+	clean   bool         // its traces have been removed
 }
 
 type thread struct {
@@ -313,12 +317,18 @@ func (rs *restoration) dryRun(reader *stream.Reader, rec *stream.Record) error {
 
 // build makes everything, up to the point where the tree could be let go.
 func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *stream.Record) error {
+	if err := rs.planLast(); err != nil {
+		return err
+	}
 	if err := failpoint.After("restore.objects", rs.makeObjects()); err != nil {
 		return err
 	}
 	report(rs.o.Progress, "making tasks", 0)
 	first, err := rs.makeTree(ctx, reader, first)
 	if err = failpoint.After("restore.tree", err); err != nil {
+		return err
+	}
+	if err := rs.hireNumberer(); err != nil {
 		return err
 	}
 	if err := failpoint.After("restore.groups", rs.joinGroups()); err != nil {

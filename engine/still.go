@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -154,8 +155,9 @@ func (h *treeHold) viewRegisters(d *object.Dumper) (done bool, err error) {
 	for i, t := range threads {
 		t.Kernel, t.Regs, t.ABI = &all[i], all[i].PRStatus.V, d.Arch
 		const enosys = -38 // what the result register holds as long as the call goes on
-		if _, in := d.Arch.SyscallNr(t.Regs); in && d.Arch.Result(t.Regs) == enosys && waitsInVfork(t) {
-			return false, &vforkError{t.Process.Error("", &object.Unsupported{What: freezer.ErrVfork.Error(), Do: vforkHint})}
+		if nr, in := t.ABI.SyscallNr(t.Regs); in && t.ABI.Result(t.Regs) == enosys {
+			// A frozen task stands still between a call and its return but for this one, in whose middle it counts as frozen.
+			t.InVfork = slices.Contains([]string{"vfork", "clone", "clone3"}, t.ABI.SyscallName(nr))
 		}
 		rewindInterrupted(d, t)
 	}
@@ -187,13 +189,6 @@ func regset(k *kernelview.Registers, note uint32) ([]byte, bool) {
 		}
 	}
 	return nil, false
-}
-
-// waitsInVfork: a task that waits in vfork counts as frozen in the middle of its call.
-func waitsInVfork(t *object.Thread) bool {
-	var r procfs.Reader
-	b, err := r.Thread(t.Process.PID, t.TID, "wchan")
-	return err == nil && (string(b) == "wait_for_vfork_done" || string(b) == "kernel_clone")
 }
 
 // stoodStill proves that no thread has run since the look began. A thread that a signal has woken in its freezer was on a processor

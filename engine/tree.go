@@ -243,9 +243,6 @@ func checkTree(d *object.Dumper) error {
 			continue
 		}
 		for _, t := range p.Threads {
-			if child, ok := t.View.State.VforkChild.Get(); ok && child {
-				return &vforkError{p.Error("", &object.Unsupported{What: "its parent waits for it in vfork", Do: vforkHint})}
-			}
 			switch undo, known := t.View.SemUndo.Get(); {
 			case !known:
 				d.Refuse(p.Error("", &object.Unsupported{

@@ -31,6 +31,9 @@ type pidfdState struct {
 	Flags  uint32 `msgpack:"flags"` // as F_GETFL, without PIDFD_THREAD
 }
 
+// Target is whose descriptor it is, 0 of one that is gone.
+func (s *pidfdState) Target() int32 { return s.PID }
+
 // pidfdLink is what /proc/PID/fd shows, on pidfs and before there was one (pidfs_dname in fs/pidfs.c).
 const pidfdLink = "anon_inode:[pidfd]"
 

@@ -104,6 +104,11 @@ func dumpDirectoryOf(d *object.Dumper, p *object.Process, name string) (string, 
 	return path, removed, nil
 }
 
+// Same says whether two records say the same.
+func (s *FSState) Same(o *FSState) bool {
+	return s.Root == o.Root && s.Cwd == o.Cwd && s.RemovedRoot == o.RemovedRoot && s.RemovedCwd == o.RemovedCwd && s.Umask == o.Umask
+}
+
 func restoreFS(r *object.Restorer, _ stream.Ref, s *FSState) error {
 	if s.Umask&^0o777 != 0 {
 		return object.BadImagef("umask %#o is impossible", s.Umask)

@@ -77,6 +77,16 @@ func (d *Dumper) Add(t stream.Type, state any) stream.Ref {
 	return stream.Ref{ID: d.nextRef, Class: t.Class()}
 }
 
+// Added returns the state that Add was given, nil for what was never added.
+func (d *Dumper) Added(ref stream.Ref) any {
+	for i := range d.records {
+		if d.records[i].ref == ref.ID && ref.ID != 0 {
+			return d.records[i].state
+		}
+	}
+	return nil
+}
+
 // AddPlain remembers a record that nothing refers to.
 func (d *Dumper) AddPlain(t stream.Type, state any) {
 	d.records = append(d.records, record{t, 0, state})

@@ -44,6 +44,10 @@ type Thread struct {
 	// ABI is whose the system call is that Regs show: the machine's, or its 32-bit companion's. Set when Regs are.
 	ABI *arch.Arch
 
+	// InVfork says that it waits in vfork(2), which no stop interrupts, for the process Child.
+	InVfork bool
+	Child   *Process
+
 	// What the families found that the thread has alone or with others than its leader; zero: what its process has.
 	Files, FS stream.Ref
 	seen      *Process

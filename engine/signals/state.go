@@ -3,6 +3,9 @@ package signals
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
@@ -76,6 +79,16 @@ func (s *Process) Check() error {
 
 // Check refuses what no kernel would have given.
 func (s *Thread) Check() error { return checkQueue(s.Pending) }
+
+// Has says whether a signal is pending for the process as a whole.
+func (s *Process) Has(sig unix.Signal) bool { return has(s.Pending, sig) }
+
+// Has says whether a signal is pending for the thread alone.
+func (s *Thread) Has(sig unix.Signal) bool { return has(s.Pending, sig) }
+
+func has(list []Siginfo, sig unix.Signal) bool {
+	return slices.ContainsFunc(list, func(s Siginfo) bool { return len(s) == sizeofSiginfo && s.signo() == int32(sig) })
+}
 
 // StackCalls adds the call that sets a thread's alternate signal stack.
 func (s *Thread) StackCalls(b *tracee.Batch, a *arch.Arch) {

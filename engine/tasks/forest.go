@@ -30,6 +30,7 @@ type Birth struct {
 	Helper   bool     // a stand-in that may as well have another number, see Renumber
 	Depth    int      // number of creators above it
 	Adopted  bool     // gets its parent by the death of a stand-in
+	Last     bool     // its creator waits for it in vfork: see vfork.go
 	Before   []*Birth // made before its own setsid, in this order
 	After    []*Birth
 	Steps    []Step   // of a thread, the leader too: after all that, its seccomp filters and the threads that have some of them
@@ -54,6 +55,7 @@ type Forest struct {
 	// Movers are the leaders that are in another group than their own (setpgid(2) by a leader leaves the others behind), in
 	// the order in which they must go there: a group must not be left by its last member before another joins it.
 	Movers []*Birth
+	Last   []*Birth         // made when all others have all that they are to have; not in All
 	byPID  map[int32]*Birth // processes and stand-ins
 	thread map[int32]*Birth // threads that are not leaders
 	next   int32
@@ -138,7 +140,10 @@ func PlanForest(families []Family, init int32) (*Forest, error) {
 	if err := f.share(); err != nil {
 		return nil, err
 	}
-	return f, f.checkKeyrings()
+	if err := f.checkKeyrings(); err != nil {
+		return nil, err
+	}
+	return f, f.bearLast(families)
 }
 
 // MaxDepth is how many generations a tree may have. Real ones have tens; every step down costs a round of system calls
@@ -343,6 +348,9 @@ func (f *Forest) unused() int32 {
 	f.used[f.next] = true
 	return f.next
 }
+
+// Spare returns a number that no task of the image has, for a task that will not stay; 0 when there is none.
+func (f *Forest) Spare() int32 { return f.unused() }
 
 // Renumber gives a Helper whose number somebody else has another one. It returns false when none is left.
 func (f *Forest) Renumber(b *Birth) bool {

@@ -23,6 +23,9 @@ type Thread struct {
 	IOContext uint32 `msgpack:"io_context,omitempty"`
 	SysVSem   uint32 `msgpack:"sysvsem,omitempty"`
 
+	// Vfork is the child for which it waits in vfork(2); 0: none.
+	Vfork int32 `msgpack:"vfork,omitempty"`
+
 	ClearTID   uint64 `msgpack:"clear_tid,omitempty"`   // set_tid_address(2)
 	RobustList uint64 `msgpack:"robust_list,omitempty"` // set_robust_list(2)
 	RobustLen  uint64 `msgpack:"robust_len,omitempty"`

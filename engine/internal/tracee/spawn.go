@@ -48,7 +48,9 @@ func (t *Tracer) Spawn(a *Arena, base arch.Addr) (*Task, error) {
 // are let go. It needs CAP_SYS_ADMIN in the initial user namespace, and a caller without filters.
 func (t *Tracer) SuspendSeccomp(k *Task) error {
 	return t.Do(func() error {
-		return sys.PtraceSetOptions(k.Tid, sys.PtraceOExitKill|sys.PtraceOTraceSysGood|sys.PtraceOSuspendSeccomp)
+		err := sys.PtraceSetOptions(k.Tid, sys.PtraceOExitKill|sys.PtraceOTraceSysGood|sys.PtraceOSuspendSeccomp)
+		t.suspended = err == nil
+		return err
 	})
 }
 

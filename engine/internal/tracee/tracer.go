@@ -22,12 +22,13 @@ type Tracer struct {
 	gone chan struct{} // closed when the thread's goroutine has returned
 
 	// All that follows belongs to the thread.
-	seized   map[int]*seized
-	tasks    map[int]*Task
-	events   map[int]sys.WaitStatus // stops of tasks, met while another was waited for
-	strays   map[int]sys.WaitStatus // first stops of tasks that nobody has asked for yet
-	affinity []byte                 // before Pin
-	xstate   []byte                 // any task's NT_X86_XSTATE, see SetFinal
+	seized    map[int]*seized
+	tasks     map[int]*Task
+	events    map[int]sys.WaitStatus // stops of tasks, met while another was waited for
+	strays    map[int]sys.WaitStatus // first stops of tasks that nobody has asked for yet
+	affinity  []byte                 // before Pin
+	suspended bool                   // seccomp filters are, see SuspendSeccomp
+	xstate    []byte                 // any task's NT_X86_XSTATE, see SetFinal
 }
 
 // NewTracer starts the thread.
