@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -316,7 +318,7 @@ func (h *Held) seize(t *thread) error {
 	if err != nil {
 		return err
 	}
-	if st.State == 'D' && waitsIn(t, "wait_for_vfork_done", "kernel_clone") {
+	if st.State == 'D' && (waitsIn(t, "wait_for_vfork_done", "kernel_clone") || inClone(t)) {
 		// It cannot stop before its child has ended or called execve, and it
 		// has no call to set back.
 		if h.strict {
@@ -344,6 +346,20 @@ func (h *Held) seize(t *thread) error {
 		h.warn(err.Error() + ": an interrupted call of it may return EINTR")
 	}
 	return nil
+}
+
+// inClone reports whether a thread sleeps in a call that makes a task. Where it sleeps wchan does not tell of one that has just fallen
+// asleep (it may be on a run queue still: get_wchan in kernel/sched/core.c), but this waits for it.
+func inClone(t *thread) bool {
+	a, err := arch.Native()
+	if err != nil {
+		return false
+	}
+	var r procfs.Reader
+	b, err := r.Thread(t.pid, t.tid, "syscall")
+	word, _, _ := strings.Cut(string(b), " ")
+	nr, e := strconv.Atoi(word)
+	return err == nil && e == nil && nr >= 0 && (nr == a.Sys.Vfork || nr == a.Sys.Clone || nr == a.Sys.Clone3)
 }
 
 // waitsIn reports whether a thread sleeps in one of these kernel functions.
