@@ -7,6 +7,7 @@ import (
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 )
 
@@ -21,6 +22,10 @@ func fileKinds() []object.FileKind {
 		events.PidfdKind,
 		events.InotifyKind,
 		events.EpollKind,
+		sockets.UDPKind,
+		sockets.RawKind,
+		sockets.NetlinkKind,
+		sockets.PacketKind,
 		files.ProcKind,
 		files.OPathKind,
 		files.DeviceKind,
@@ -49,6 +54,7 @@ func otherKinds() []object.Kind {
 		events.EpollLink,
 		events.InotifyObject,
 		events.InotifyLink,
+		sockets.QueueObject,
 		signals.SighandKind,
 		tasks.ProcessKind,
 		tasks.FilterKind,

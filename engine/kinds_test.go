@@ -308,6 +308,7 @@ var witness = map[stream.Type]string{
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
+	"file.socket.udp": "udp.c", "datagrams": "udp.c", "file.socket.raw": "rawsock.c", "file.socket.packet": "rawsock.c", "file.socket.netlink": "netlinks.c",
 	"cow": "cow.c", "cow.ranges": "cow.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own

@@ -86,7 +86,7 @@ func describe(f *OpenFile) unkept {
 	case unix.S_IFBLK:
 		return instead(fmt.Sprintf("block device %d:%d", unix.Major(uint64(f.Stat.Rdev)), unix.Minor(uint64(f.Stat.Rdev))))
 	case unix.S_IFSOCK:
-		return instead("a socket")
+		return instead(describeSocket(f))
 	}
 	if name, ok := strings.CutPrefix(f.Link, "anon_inode:"); ok {
 		name = strings.Trim(name, "[]")

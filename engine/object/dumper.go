@@ -282,6 +282,9 @@ func (d *Dumper) File(f *OpenFile) (stream.Ref, error) {
 			return ref, nil
 		}
 		u := describe(f)
+		if f.Stat.Mode&unix.S_IFMT == unix.S_IFSOCK && d.View != nil && d.View.Source() == kernelview.SourceClassical {
+			u = unkept{u.what + ", into which the classical source cannot look,", "run cr-dump as root on a kernel with BTF"}
+		}
 		d.Refuse(f.Error(&Unsupported{What: u.what + " cannot be checkpointed", Do: u.do}))
 		return stream.Ref{}, nil
 	})

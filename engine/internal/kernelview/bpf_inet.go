@@ -12,6 +12,9 @@ var (
 	fSkLocks  = want("sock.sk_userlocks")
 	fSkPolicy = want("sock.sk_policy") // with CONFIG_XFRM only
 
+	fInPeer    = want("sock.__sk_common.skc_daddr")
+	fInPeer6   = want("sock.__sk_common.skc_v6_daddr") // with IPv6 only
+	fInPort    = want("sock.__sk_common.skc_dport")
 	fInPinet6  = want("inet_sock.pinet6") // with IPv6 only
 	fInTTL     = want("inet_sock.uc_ttl")
 	fInMcIndex = want("inet_sock.mc_index")
@@ -83,7 +86,7 @@ func (v *bpfView) Inet(file ID) (Inet, error) {
 	if err != nil {
 		return Inet{}, err
 	}
-	if !l.hasAll(fSkFamily, fSkProtocol, fSkType, fSkLocks, fInTTL, fInMcIndex) {
+	if !l.hasAll(fSkFamily, fSkProtocol, fSkType, fSkLocks, fInTTL, fInMcIndex, fInPeer, fInPort) {
 		return Inet{}, missingField(KindSocket)
 	}
 	s := Inet{UserLocks: num[uint8](l, b, fSkLocks).V, TTL: num[int16](l, b, fInTTL).V, MulticastIndex: num[int32](l, b, fInMcIndex).V}
@@ -92,12 +95,19 @@ func (v *bpfView) Inet(file ID) (Inet, error) {
 			s.Policies = s.Policies || c != 0
 		}
 	}
+	peer := fInPeer
 	family, _ := l.uint(b, fSkFamily)
 	if family == unix.AF_INET6 {
+		if peer = fInPeer6; !l.has(peer) {
+			return Inet{}, missingField(KindSocket)
+		}
 		if s.V6, err = v.inet6(b); err != nil {
 			return Inet{}, err
 		}
 	}
+	addr, _ := l.bytes(b, peer)
+	port, _ := l.bytes(b, fInPort)
+	s.Peer, s.PeerPort = append([]byte(nil), addr...), binary.BigEndian.Uint16(port)
 	protocol, _ := l.uint(b, fSkProtocol)
 	kind, _ := l.uint(b, fSkType)
 	switch {

@@ -9,6 +9,8 @@ type Inet struct {
 	TTL int16
 	// MulticastIndex is the interface of IP_MULTICAST_IF, 0: by the address.
 	MulticastIndex int32
+	Peer           []byte // what it is connected to, 4 or 16 bytes; of one that is not connected without meaning
+	PeerPort       uint16
 	RouterAlert    bool   // IP_ROUTER_ALERT
 	Router         bool   // the socket of a multicast routing daemon (MRT_INIT)
 	V6             *Inet6 // nil for a socket of AF_INET

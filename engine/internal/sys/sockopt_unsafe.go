@@ -29,3 +29,13 @@ func Setsockopt(fd, level, opt int, b []byte) error {
 	}
 	return nil
 }
+
+// Disconnect is connect(2) to AF_UNSPEC: what a datagram socket is connected to is forgotten.
+func Disconnect(fd int) error {
+	addr := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&addr)), unsafe.Sizeof(addr))
+	if errno != 0 {
+		return os.NewSyscallError("connect", errno)
+	}
+	return nil
+}
