@@ -65,7 +65,10 @@ func (rs *restoration) spawn() error {
 			return err
 		}
 	}
-	return rs.tracer.RunOne(rs.stub, b)
+	if err := rs.tracer.RunOne(rs.stub, b); err != nil {
+		return err
+	}
+	return rs.openCurrent()
 }
 
 // makeProcesses grows the tree, threads and all, a generation a batch.
@@ -181,6 +184,7 @@ func (rs *restoration) generation(creators []*tasks.Birth) error {
 			bear(creator.Before)
 			if creator.Setsid {
 				b.Call(b.Sys().Setsid)
+				rs.takeTerminal(b, creator)
 			}
 			bear(creator.After)
 			if err := rs.takeSteps(b, creator, bear); err != nil {

@@ -24,6 +24,7 @@ import (
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
 	"crpipe/engine/tasks"
+	"crpipe/engine/terminals"
 	"crpipe/stream"
 )
 
@@ -208,7 +209,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	if err := failpoint.After("look.shared", memory.Share(d)); err != nil {
 		return err
 	}
-	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks} {
+	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks, terminals.CheckSessions} {
 		if err := failpoint.After("look.locks", step(d)); err != nil {
 			return err
 		}

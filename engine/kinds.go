@@ -9,6 +9,7 @@ import (
 	"crpipe/engine/signals"
 	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
+	"crpipe/engine/terminals"
 )
 
 // fileKinds is THE table of kinds of open files, in the order in which they are asked whether a file is theirs: what
@@ -26,6 +27,8 @@ func fileKinds() []object.FileKind {
 		sockets.RawKind,
 		sockets.NetlinkKind,
 		sockets.PacketKind,
+		terminals.MasterKind,
+		terminals.SlaveKind,
 		files.ProcKind,
 		files.OPathKind,
 		files.DeviceKind,
@@ -50,6 +53,7 @@ func otherKinds() []object.Kind {
 		files.MemfdObject,
 		files.TableKind,
 		files.FSKind,
+		terminals.PairObject,
 		events.EpollObject,
 		events.EpollLink,
 		events.InotifyObject,

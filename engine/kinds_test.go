@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify"}
+	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll", "link.inotify",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle []stream.Type
@@ -130,7 +130,7 @@ type example struct {
 // same. A type of its own comes before its name.
 var classOf = map[string]string{
 	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
-	"file": "file", "pipe": "pipe", "inode": "inode", "cwd": "file", "root": "file",
+	"file": "file", "pipe": "pipe", "pty": "pty", "inode": "inode", "cwd": "file", "root": "file",
 	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
 	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow",
 }
@@ -306,6 +306,7 @@ var witness = map[stream.Type]string{
 	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c",
 	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
+	"pty": "ptys.c", "file.pty": "ptys.c", "file.tty": "ptys.c",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
 	"file.socket.udp": "udp.c", "datagrams": "udp.c", "file.socket.raw": "rawsock.c", "file.socket.packet": "rawsock.c", "file.socket.netlink": "netlinks.c",

@@ -19,6 +19,7 @@ import (
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
 	"crpipe/engine/tasks"
+	"crpipe/engine/terminals"
 	"crpipe/stream"
 )
 
@@ -68,6 +69,9 @@ type restoration struct {
 	tracer *tracee.Tracer
 	arena  *tracee.Arena
 	base   arch.Addr
+
+	// ttys are the controlling terminals of sessions, by session.
+	ttys map[int32]*terminals.Controlled
 
 	forest     *tasks.Forest
 	procs      []*process // in the order of the image
@@ -323,6 +327,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := failpoint.After("restore.objects", rs.makeObjects()); err != nil {
 		return err
 	}
+	if err := rs.planTerminals(); err != nil {
+		return err
+	}
 	report(rs.o.Progress, "making tasks", 0)
 	first, err := rs.makeTree(ctx, reader, first)
 	if err = failpoint.After("restore.tree", err); err != nil {
@@ -332,6 +339,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	if err := failpoint.After("restore.groups", rs.joinGroups()); err != nil {
+		return err
+	}
+	if err := failpoint.After("restore.terminals", rs.settleTerminals()); err != nil {
 		return err
 	}
 	if err := failpoint.After("restore.leaders", rs.endLeaders()); err != nil {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sort"
 
-	"golang.org/x/sys/unix"
-
 	"crpipe/arch"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/procfs"
@@ -258,17 +256,6 @@ func checkTree(d *object.Dumper) error {
 		if exiting, ok := p.View.GroupExit.Get(); ok && exiting {
 			return p.Error("", fmt.Errorf("is ending: %w", errTransient))
 		}
-		if p.Stat.TTYNr != 0 && innermostSession(p) != 0 && d.InTree(innermostSession(p)) {
-			d.Refuse(p.Error("", object.Unsupportedf("its session %d, which is part of the tree, has the controlling terminal %d:%d",
-				p.Stat.Session, unix.Major(uint64(uint32(p.Stat.TTYNr))), unix.Minor(uint64(uint32(p.Stat.TTYNr))))))
-		}
 	}
 	return nil
-}
-
-func innermostSession(p *object.Process) int {
-	if n := len(p.Status.NSpid); len(p.Status.NSsid) >= n {
-		return p.Status.NSsid[n-1]
-	}
-	return 0
 }

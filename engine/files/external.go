@@ -47,7 +47,7 @@ func claimsExternal(d *object.Dumper, f *object.OpenFile) bool {
 	}
 	switch f.Stat.Mode & unix.S_IFMT {
 	case unix.S_IFCHR:
-		return len(ix.standardTerminal(f)) > 0 && isTerminal(f)
+		return len(ix.standardTerminal(f)) > 0 && isTerminal(f) && !OwnTerminal(d, f)
 	case unix.S_IFIFO:
 		use := ix.pipes[inodeOf(f)]
 		if use == nil || use.standard < 0 {

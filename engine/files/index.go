@@ -21,7 +21,11 @@ type index struct {
 
 	// ttys are the character devices that standard descriptors of the tree are open on, by device number, with
 	// the numbers of these descriptors.
-	ttys    map[uint64][]int32
+	ttys map[uint64][]int32
+	// Open files of terminals, each once: masters of pseudo-terminals, and all others.
+	masters, terminals []Holder
+	sides              map[kernelview.ID]Holder // masters by the identity of their side; nil: not asked yet
+
 	sockets map[inode]bool
 
 	refs   map[kernelview.ID]stream.Ref // of open files that have been dumped
@@ -210,6 +214,13 @@ func (ix *index) enter(h Holder) error {
 		return ix.enterPipe(h, &st, first, standard)
 	case unix.S_IFCHR:
 		rdev, n := uint64(st.Rdev), int32(h.FD)
+		switch {
+		case !first || h.File.Kind != kernelview.KindTTY:
+		case rdev == ptmx:
+			ix.masters = append(ix.masters, h)
+		default:
+			ix.terminals = append(ix.terminals, h)
+		}
 		if _, plain := plainDevice(&st); standard && !plain && !slices.Contains(ix.ttys[rdev], n) {
 			ix.ttys[rdev] = append(ix.ttys[rdev], n)
 			slices.Sort(ix.ttys[rdev])

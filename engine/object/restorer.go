@@ -39,6 +39,8 @@ type Restorer struct {
 	values  map[uint32]any                // objref -> what a kind wants to remember of it
 	content map[uint32]ContentFunc        // objref -> who takes its contents
 	inRoot  []func(b *tracee.Batch) error // calls that the root task makes while only the pool is open
+	after   []func() error                // what is done when all objects have been made
+	onClose []func()
 	extra   []int
 }
 
@@ -127,6 +129,12 @@ func (r *Restorer) InRoot(f func(b *tracee.Batch) error) { r.inRoot = append(r.i
 // RootCalls returns what InRoot collected.
 func (r *Restorer) RootCalls() []func(b *tracee.Batch) error { return r.inRoot }
 
+// AfterObjects asks for a call when every object that is made without a task has been made.
+func (r *Restorer) AfterObjects(f func() error) { r.after = append(r.after, f) }
+
+// OnClose asks for a call when the pool is closed.
+func (r *Restorer) OnClose(f func()) { r.onClose = append(r.onClose, f) }
+
 // MakeObjects restores, in stream order, every object whose kind does so without a task.
 func (r *Restorer) MakeObjects() error {
 	early := r.openEarly()
@@ -147,11 +155,20 @@ func (r *Restorer) MakeObjects() error {
 			return fmt.Errorf("restoring %s: %w", o, err)
 		}
 	}
+	for _, f := range r.after {
+		if err := f(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // Close closes the pool.
 func (r *Restorer) Close() {
+	for _, f := range r.onClose {
+		f()
+	}
+	r.onClose = nil
 	slices.Sort(r.extra)
 	for len(r.extra) > 0 {
 		n := 1 // descriptors whose numbers follow one another

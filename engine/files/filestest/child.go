@@ -129,6 +129,18 @@ func dupFile(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(n), "stdin"), nil
 }
 
+// End ends the child, before the test does.
+func (c *Child) End(t testing.TB) {
+	t.Helper()
+	if err := unix.Kill(c.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, c.PID, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Stop stops the child, all its threads.
 func (c *Child) Stop(t testing.TB) {
 	t.Helper()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,15 +14,18 @@ import (
 	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/object"
+	"crpipe/engine/terminals"
 	"crpipe/stream"
 )
 
-// FileKinds is the table of kinds of both families.
-func FileKinds() []object.FileKind { return append(events.Kinds(), files.Kinds()...) }
+// FileKinds is the table of kinds of these families.
+func FileKinds() []object.FileKind {
+	return slices.Concat(events.Kinds(), files.Kinds(), terminals.Kinds())
+}
 
-// Kinds is every kind of record of both families.
+// Kinds is every kind of record of these families.
 func Kinds() []object.Kind {
-	kinds := append(files.PlainKinds(), events.PlainKinds()...)
+	kinds := slices.Concat(files.PlainKinds(), events.PlainKinds(), terminals.PlainKinds())
 	for _, k := range FileKinds() {
 		kinds = append(kinds, k.AsKind())
 	}

@@ -14,6 +14,7 @@ import (
 	"crpipe/engine/files"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
+	"crpipe/engine/terminals"
 	"crpipe/stream"
 )
 
@@ -124,6 +125,9 @@ func (r *Restored) task(t testing.TB) (_ *tracee.Task, err error) {
 		}
 	}
 	if err := r.Fill(); err != nil {
+		return nil, err
+	}
+	if err := terminals.Finish(r.Restorer); err != nil {
 		return nil, err
 	}
 	taken := func() error { return nil }

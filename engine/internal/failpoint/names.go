@@ -89,6 +89,7 @@ var Names = []string{
 	"restore.born",
 	"restore.tree",
 	"restore.groups",
+	"restore.terminals", // those that control sessions have them
 	"restore.leaders",
 	"restore.mapped",
 	"restore.pidfds",
