@@ -117,6 +117,7 @@ func compareSources(t *testing.T, j *harness.Job) {
 var refusedClassically = map[string]bool{
 	"udp":        true, // what is in sockets
 	"rawsock":    true,
+	"sockopts":   true,
 	"netlinks":   true,
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"leases":     true, // by which number one was taken, and who set its receiver of signals

@@ -152,6 +152,7 @@ func (o *openFiles) ask(pid, fd int, put func(name, value string)) {
 			put(name, get(dup))
 		}
 	}
+	askSocket(dup, put)
 	put("open file", o.sameFile(dup))
 }
 

@@ -45,7 +45,7 @@ var ignoredTask = map[string]string{
 // IgnoredNames are all names in these lists, which crpipe(7) has to mention.
 func IgnoredNames() []string {
 	var all []string
-	for _, list := range []map[string]string{ignoredStatus, ignoredStat, ignoredTask, ignoredFdinfo, ignoredVMFlags, ignoredFcntl} {
+	for _, list := range []map[string]string{ignoredStatus, ignoredStat, ignoredTask, ignoredFdinfo, ignoredVMFlags, ignoredFcntl, ignoredSockopt} {
 		for name := range list {
 			all = append(all, name)
 		}
