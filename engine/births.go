@@ -50,6 +50,11 @@ func (rs *restoration) spawn() error {
 	if err := rs.suspendSeccomp(); err != nil {
 		return err
 	}
+	if rs.homeNet != nil {
+		if err := rs.tracer.Do(func() error { return unix.Setns(rs.homeNet.Int(), unix.CLONE_NEWNET) }); err != nil {
+			return fmt.Errorf("returning to the own network namespace: %w", err)
+		}
+	}
 	if rs.home != nil {
 		// The /proc that the tree mounts is of its own pid namespace; the tracer needs that of its own.
 		if err := rs.tracer.Do(func() error { return unix.Setns(rs.home.Int(), unix.CLONE_NEWNS) }); err != nil {

@@ -180,7 +180,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 			return err
 		}
 	}
-	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
 		if err := failpoint.After("look.whole", step(d)); err != nil {
 			return err
 		}

@@ -45,6 +45,8 @@ func otherKinds() []object.Kind {
 	return append([]object.Kind{
 		namespaces.PIDKind,
 		namespaces.MountsKind,
+		namespaces.UTSKind,
+		namespaces.NetKind,
 		files.PipeObject,
 		files.FIFOObject,
 		files.RemovedFIFOObject,

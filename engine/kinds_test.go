@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty"}
+	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll", "link.inotify",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle []stream.Type
@@ -198,7 +198,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"ns.pid", "ns.mount", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {

@@ -86,6 +86,7 @@ type restoration struct {
 	ownPIDs    bool
 	mounts     []namespaces.Mount // that the root has to mount inside
 	outer      namespaces.Outer   // what the tree's mounts are to propagate with
+	homeNet    *sys.FD            // the network namespace of cr-restore, while its tracer is in another
 	home       *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
 	initial    initialState
 	committed  bool
@@ -384,7 +385,7 @@ func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, firs
 		}
 		err := rs.makeProcesses()
 		var taken *PIDTakenError
-		if !errors.As(err, &taken) || !taken.zombie || rs.home != nil || time.Now().After(deadline) {
+		if !errors.As(err, &taken) || !taken.zombie || rs.home != nil || rs.homeNet != nil || time.Now().After(deadline) {
 			return first, err
 		}
 		if rs.bank != nil { // what it holds has been read and will not come again
@@ -418,6 +419,9 @@ func (rs *restoration) makeObjects() error {
 			rs.o.Warn(fmt.Sprintf(format, args...))
 		}}
 	return rs.tracer.Do(func() error {
+		if err := rs.enterNames(); err != nil { // while /proc is the own one
+			return err
+		}
 		for _, m := range object.All[namespaces.Mounts](rs.plan) {
 			var err error
 			if rs.home == nil {
@@ -513,6 +517,9 @@ func (rs *restoration) close() {
 		_ = rs.arena.Close() // memory of ours only
 	}
 	rs.outer.Close()
+	if rs.homeNet != nil {
+		_ = rs.homeNet.Close()
+	}
 	if rs.home != nil {
 		_ = rs.home.Close()
 	}

@@ -266,7 +266,7 @@ func (s *Mounts) cannotJoin(m *Mount, of func(group uint32) (dev, root string), 
 		switch {
 		case root == "":
 			return "from a group of which no mount is to be seen here"
-		case d != dev || !within(m.Root, root):
+		case d != dev || !below(m.Root, root):
 			return "in a group of which no mount here covers all of it"
 		}
 	}
@@ -279,8 +279,8 @@ func (s *Mounts) cannotJoin(m *Mount, of func(group uint32) (dev, root string), 
 	return ""
 }
 
-// within says whether path is dir or in it.
-func within(path, dir string) bool {
+// below says whether path is dir or in it.
+func below(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
 
