@@ -121,6 +121,7 @@ var refusedClassically = map[string]bool{
 	"netlinks":   true,
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"leases":     true, // by which number one was taken, and who set its receiver of signals
+	"aio":        true, // what of it is in flight
 	"inodes":     true, // whether a file of O_TMPFILE may be linked
 	"attributes": true, // the default timer slack of a real-time thread
 	"seccomp":    true, // cannot be asked

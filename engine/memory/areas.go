@@ -74,9 +74,6 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		area.Name = v.Path
 		return area, nil
 	}
-	if v.Path == "/[aio] (deleted)" || v.Path == "/[aio]" {
-		return area, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
-	}
 	huge := v.Flags.Has("ht")
 	if huge && !isAnonHuge(&v.VMA) {
 		return area, object.Unsupportedf("memory of hugetlbfs pages that is shared or of a file cannot be checkpointed")

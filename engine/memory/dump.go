@@ -111,7 +111,7 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	if mm.Policies = m.policies; len(mm.Policies) > maxPolicies {
 		m.d.Refuse(m.p.Error("", object.Unsupportedf("more than %d ranges of memory with NUMA policies cannot be checkpointed", maxPolicies)))
 	}
-	areas, parts, err := m.areas(list)
+	areas, parts, err := m.areas(mm, list)
 	if err != nil {
 		return stream.Ref{}, err
 	}
@@ -196,7 +196,7 @@ func (m *mmDump) refuse(what string, err error) error {
 }
 
 // areas looks at all mappings. parts are those whose pages are kept.
-func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err error) {
+func (m *mmDump) areas(mm *MM, list []procfs.SmapsVMA) (areas []Area, parts []part, err error) {
 	if len(list) == 0 {
 		return nil, nil, errors.New("it has no mappings")
 	}
@@ -206,6 +206,16 @@ func (m *mmDump) areas(list []procfs.SmapsVMA) (areas []Area, parts []part, err 
 		v := &list[i]
 		m.current = v
 		if specialOf(a, &v.VMA) == outside {
+			continue
+		}
+		ring, err := m.isAIO(mm, v)
+		if ring {
+			if err != nil {
+				err = m.refuse(nameOf(&v.VMA), err)
+			}
+			if err != nil {
+				return nil, nil, err
+			}
 			continue
 		}
 		area, err := areaOf(a, v)

@@ -107,8 +107,6 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 		return mapped{}, object.Unsupportedf("character device %d:%d cannot be checkpointed", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return mapped{}, object.Unsupportedf("%s cannot be checkpointed", link)
-	case name == "/[aio]":
-		return mapped{}, object.Unsupportedf("the ring of asynchronous I/O (io_setup) cannot be checkpointed")
 	case name == "/secretmem":
 		return mapped{}, object.Unsupportedf("secret memory (memfd_secret) cannot be checkpointed")
 	case strings.HasPrefix(name, "/memfd:") && v != nil:

@@ -64,6 +64,7 @@ type MM struct {
 	Guards []Range `msgpack:"guards,omitempty"` // MADV_GUARD_INSTALL, ascending
 	// Huge is where huge pages are in use in mappings that do not ask for them (MADV_COLLAPSE), ascending.
 	Huge []Range `msgpack:"huge,omitempty"`
+	AIO  []AIO   `msgpack:"aio,omitempty"` // contexts of io_setup(2), by their index
 	// Policies are the NUMA policies of mappings, ascending.
 	Policies []Policy `msgpack:"policies,omitempty"`
 }
@@ -117,7 +118,7 @@ func Kinds() []object.Kind {
 		object.NewKind(TypeFile, restoreFile),
 		object.NewKind(TypeShm, restoreShm),
 		object.NewKind[VDSO](TypeVDSO, nil),
-		object.NewKind[MM](TypeMM, nil),
+		object.NewKind(TypeMM, restoreMM),
 		object.NewKind[Areas](TypeAreas, nil),
 		object.NewKind[Cow](TypeCow, nil),
 		object.NewKind[CowRanges](TypeCowRanges, nil),

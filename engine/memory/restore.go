@@ -266,6 +266,9 @@ func (s *Space) Finish(r *object.Restorer, b *tracee.Batch) error {
 			c.Allow(unix.ENOMEM) // it is locked all the same; pages that nobody can reach are not brought in, nor those behind the end of a file
 		}
 	}
+	if err := s.aioCalls(r, b); err != nil {
+		return err
+	}
 	if err := s.mark(r, b); err != nil {
 		return err
 	}

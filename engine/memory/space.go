@@ -104,6 +104,9 @@ func Spaces(plan *object.Plan, a *arch.Arch) (map[stream.Ref]*Space, error) {
 		}
 	}
 	for _, s := range spaces {
+		if err := s.addAIO(); err != nil {
+			return nil, object.BadImagef("address space %d: %w", s.Ref.ID, err)
+		}
 		if err := s.checkWhole(); err != nil {
 			return nil, object.BadImagef("address space %d: %w", s.Ref.ID, err)
 		}

@@ -145,6 +145,13 @@ func TestHostileSpaces(t *testing.T) {
 		}
 		return &s.areas[1].Areas[i-6]
 	}
+	ring := func(spoil func(a *AIO)) func(s *sample) {
+		return func(s *sample) {
+			a := AIO{Ring: 0x10000000, Size: 4096, MaxReq: 10, Slots: 127}
+			spoil(&a)
+			s.mm.AIO = []AIO{a}
+		}
+	}
 	for _, test := range []struct {
 		name  string
 		spoil func(s *sample)
@@ -198,6 +205,28 @@ func TestHostileSpaces(t *testing.T) {
 		{"shm size", func(s *sample) { s.shm.Size = 1 << 60 }, "size"},
 		{"no shm size", func(s *sample) { s.shm.Size = 0 }, "size"},
 		{"layout", func(s *sample) { s.mm.EnvEnd = 1 << 63 }, "layout"},
+		{"ring unaligned", ring(func(a *AIO) { a.Ring++ }), "ring of asynchronous I/O"},
+		{"ring of nothing", ring(func(a *AIO) { a.Size = 0 }), "ring of asynchronous I/O"},
+		{"ring too large", ring(func(a *AIO) { a.Size = 1 << 40 }), "ring of asynchronous I/O"},
+		{"ring wraps", ring(func(a *AIO) { a.Ring = 1<<64 - 4096 }), "ring of asynchronous I/O"},
+		{"ring outside", ring(func(a *AIO) { a.Ring = 1 << 60 }), "outside of the address space"},
+		{"ring over a mapping", ring(func(a *AIO) { a.Ring = 0x400000 }), "overlaps"},
+		{"ring of other slots", ring(func(a *AIO) { a.Slots++ }), "slots"},
+		{"ring's head", ring(func(a *AIO) { a.Head = 127 }), "head 127"},
+		{"ring's tail", ring(func(a *AIO) { a.Tail = 1 << 31 }), "tail"},
+		{"ring for nobody", ring(func(a *AIO) { a.MaxReq = 0 }), "for 0 requests"},
+		{"ring's index", ring(func(a *AIO) { a.Index = 1 << 31 }), "index"},
+		{"ring's events", ring(func(a *AIO) { a.Tail, a.Events = 3, make([]byte, 64) }), "64 bytes of events"},
+		{"ring twice", func(s *sample) {
+			ring(func(*AIO) {})(s)
+			s.mm.AIO = append(s.mm.AIO, s.mm.AIO[0])
+			s.mm.AIO[1].Ring += 4096
+		}, "out of order"},
+		{"too many slots", func(s *sample) {
+			for i := range uint32(3) {
+				s.mm.AIO = append(s.mm.AIO, AIO{Ring: 0x100000000 + uint64(i)<<24, Size: 16 << 20, Index: i, MaxReq: 1, Slots: 16<<20/32 - 1})
+			}
+		}, "more than"},
 		{"brk", func(s *sample) { s.mm.Brk = 0x4fffff }, "layout"},
 		{"auxv", func(s *sample) { s.mm.Auxv = []uint64{6, 4096} }, "auxiliary"},
 		{"long auxv", func(s *sample) { s.mm.Auxv = make([]uint64, 1000) }, "auxiliary"},

@@ -4,7 +4,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/internal/kernelview"
-	"crpipe/engine/object"
 )
 
 // state returns the record of an address space as far as the kernel view knows it.
@@ -35,8 +34,8 @@ func (m *mmDump) state(as *kernelview.AddressSpace) (*MM, error) {
 	mm.StartBrk, mm.Brk, mm.StartStack = uint64(l.StartBrk), uint64(l.Brk), uint64(l.StartStack)
 	mm.ArgStart, mm.ArgEnd = uint64(l.ArgStart), uint64(l.ArgEnd)
 	mm.EnvStart, mm.EnvEnd = uint64(l.EnvStart), uint64(l.EnvEnd)
-	if n := must(m, &err, "asynchronous I/O", as.AIOContexts); n > 0 {
-		m.d.Refuse(m.p.Error("", object.Unsupportedf("asynchronous I/O (io_setup) cannot be checkpointed")))
+	if err == nil {
+		mm.AIO, err = m.aio(as)
 	}
 	if ldt, ok := as.LDT.Get(); ok && !allZero(ldt) {
 		mm.LDT = ldt

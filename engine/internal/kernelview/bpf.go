@@ -30,6 +30,8 @@ type bpfView struct {
 	ids   map[uint64]ID // by address
 	files []openFile    // by ID; of kind KindUnknown where it is no file
 
+	places []uint64 // see perCPU
+
 	pages pages // where the kernel maps memory
 
 	cpuMaskSize int                     // bytes of a mask of CPUs that is allocated by itself

@@ -179,7 +179,7 @@ func (v *bpfView) addressSpace(addr uint64, b []byte) (Maybe[AddressSpace], erro
 	m.TaskSize = num[arch.Addr](l, b, fMTaskSize)
 
 	var err error
-	if m.AIOContexts, err = v.aioContexts(b); err != nil {
+	if m.AIO, m.AIOContexts, err = v.aioContexts(b); err != nil {
 		return Maybe[AddressSpace]{}, err
 	}
 	if m.LDT, err = v.ldt(b); err != nil {
@@ -295,38 +295,6 @@ func (v *bpfView) marks(b []byte) Maybe[Layout] {
 		*f.to = a.V
 	}
 	return Is(m)
-}
-
-// aioContexts counts the contexts of io_setup(2).
-func (v *bpfView) aioContexts(b []byte) (Maybe[int], error) {
-	none := Maybe[int]{}
-	addr, ok := v.l.uint(b, fMIoctx)
-	if !ok || !v.l.has(fIoctxNr) || !v.l.has(fIoctxTable) {
-		return none, nil
-	}
-	if addr == 0 {
-		return Is(0), nil
-	}
-	head, err := v.mem.peek(addr, v.l.span["kioctx_table"])
-	if err != nil {
-		return none, err
-	}
-	n, _ := v.l.uint(head, fIoctxNr)
-	const most = 1 << 20 // far above what fs.aio-max-nr allows
-	if n > most {
-		return none, errFault
-	}
-	table, err := v.mem.peek(addr+v.l.off(fIoctxTable), int(n)*8)
-	if err != nil {
-		return none, err
-	}
-	count := 0
-	for _, p := range words(table) {
-		if p != 0 {
-			count++
-		}
-	}
-	return Is(count), nil
 }
 
 // ldt reads the entries of modify_ldt(2). A kernel without them has no member.

@@ -115,9 +115,24 @@ type AddressSpace struct {
 	// TaskSize is where the address space ends, which execve(2) has fixed: of a 32-bit program below 4 GiB.
 	TaskSize Maybe[arch.Addr]
 
-	AIOContexts Maybe[int]    // io_setup(2) contexts
+	AIOContexts Maybe[int] // io_setup(2) contexts
+	AIO         Maybe[[]AIOContext]
 	LDT         Maybe[[]byte] // entries of modify_ldt(2), 8 bytes each
 	ExeFile     Maybe[ID]     // the open file behind /proc/PID/exe; same IDs as File.ID
+}
+
+// AIOContext is a context of io_setup(2).
+type AIOContext struct {
+	Ring   arch.Addr // where its ring is mapped, which is its number too
+	Size   uint64    // bytes of that
+	Index  uint32    // its place among the contexts of the address space, which the ring names
+	MaxReq uint32    // as asked for
+	Slots  uint32    // events that the ring has room for
+	Tail   uint32    // the kernel's own: where the next event goes
+	// InFlight is the number of requests that have not completed, Polls that some
+	// of them wait for a file to become ready.
+	InFlight Maybe[int]
+	Polls    bool
 }
 
 // Layout is the part of PR_SET_MM_MAP that marks areas.

@@ -222,6 +222,14 @@ func TestAddressSpace(t *testing.T) {
 	c.putWords(0x100, 0)
 	if _, err := c.call(unix.SYS_IO_SETUP, 8, c.page+0x100); err == nil {
 		same(t, "AIO contexts", space().AIOContexts, 1)
+		testAIO(t, c, func() AIOContext {
+			t.Helper()
+			all, ok := space().AIO.Get()
+			if !ok || len(all) != 1 {
+				t.Fatalf("AIO contexts %+v, want one", all)
+			}
+			return all[0]
+		})
 		c.must(unix.SYS_IO_DESTROY, c.get(0x100, 1)[0])
 		same(t, "AIO contexts", space().AIOContexts, 0)
 	}
