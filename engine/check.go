@@ -79,6 +79,10 @@ func (rs *restoration) checkPages(rec *stream.Record) error {
 	if rs.spaces[m.Of] != nil || rs.bank != nil && rs.bank.Ref == m.Of {
 		return nil
 	}
+	if m.Of.Class == memory.TypeSegment.Class() {
+		_, err := object.State[memory.Segment](rs.plan, m.Of)
+		return err
+	}
 	if _, err := object.State[memory.Shm](rs.plan, m.Of); err != nil {
 		return object.BadImagef("pages of object %d, which is no memory", m.Of.ID)
 	}

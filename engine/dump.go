@@ -19,6 +19,7 @@ import (
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/ipc"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
@@ -39,11 +40,13 @@ type DumpOptions struct {
 	// Container says that the tree is a container, which must share nothing with the outside: what it does, by the counts in
 	// the kernel, is refused unless External names it.
 	Container bool
-	DryRun    bool      // look and refuse, but write nothing
-	Plan      io.Writer // with DryRun: what would be dumped, one object a line
-	Source    string    // of what only the kernel knows: "bpf", "classical"; empty: the best there is
-	Progress  func(Progress)
-	Warn      func(string)
+	// IPC are the System V objects in the caller's IPC namespace that belong to the tree: "all", TYPE:ID or TYPE:0xKEY.
+	IPC      []string
+	DryRun   bool      // look and refuse, but write nothing
+	Plan     io.Writer // with DryRun: what would be dumped, one object a line
+	Source   string    // of what only the kernel knows: "bpf", "classical"; empty: the best there is
+	Progress func(Progress)
+	Warn     func(string)
 
 	// Commit makes the output durable. It is called when everything has been written, before Kill ends the tree.
 	Commit func() error
@@ -126,7 +129,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if v, ok := view.(kernelview.NeedsRemote); ok {
 		v.SetRemote(&remote{held: held, arch: a})
 	}
-	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container,
+	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
 		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
@@ -158,7 +161,13 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	}
 	if o.Kill {
 		gone = true
-		return held.Kill()
+		err := held.Kill()
+		for _, f := range d.Ended {
+			if err == nil {
+				err = f()
+			}
+		}
+		return err
 	}
 	return nil
 }
@@ -180,7 +189,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 			return err
 		}
 	}
-	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, ipc.Dump, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
 		if err := failpoint.After("look.whole", step(d)); err != nil {
 			return err
 		}
@@ -208,6 +217,11 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	}
 	if err := failpoint.After("look.shared", memory.Share(d)); err != nil {
 		return err
+	}
+	for _, step := range []func(*object.Dumper) error{memory.DumpSegments, ipc.CheckNames} {
+		if err := failpoint.After("look.ipc", step(d)); err != nil {
+			return err
+		}
 	}
 	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks, terminals.CheckSessions} {
 		if err := failpoint.After("look.locks", step(d)); err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"crpipe/engine/events"
 	"crpipe/engine/files"
+	"crpipe/engine/ipc"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
@@ -47,6 +48,10 @@ func otherKinds() []object.Kind {
 		namespaces.MountsKind,
 		namespaces.UTSKind,
 		namespaces.NetKind,
+		ipc.NamespaceKind,
+		ipc.SemKind,
+		ipc.UndoKind,
+		ipc.MsgKind,
 		files.PipeObject,
 		files.FIFOObject,
 		files.RemovedFIFOObject,

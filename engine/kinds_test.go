@@ -132,7 +132,7 @@ var classOf = map[string]string{
 	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
 	"file": "file", "pipe": "pipe", "pty": "pty", "inode": "inode", "cwd": "file", "root": "file",
 	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
-	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow",
+	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow", "ipc.undo.of": "ipc",
 }
 
 func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Value) {
@@ -198,7 +198,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -313,6 +313,7 @@ var witness = map[stream.Type]string{
 	"cow": "cow.c", "cow.ranges": "cow.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
+	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c",
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",
 }
 

@@ -88,6 +88,7 @@ type restoration struct {
 	outer      namespaces.Outer   // what the tree's mounts are to propagate with
 	homeNet    *sys.FD            // the network namespace of cr-restore, while its tracer is in another
 	home       *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
+	sysv       sysvObjects
 	initial    initialState
 	committed  bool
 	guard      *Guardian // nil: not needed
@@ -148,6 +149,9 @@ func Restore(ctx context.Context, in io.Reader, o RestoreOptions) (*Restored, er
 		return nil, rs.dryRun(reader, first)
 	}
 	if err := failpoint.After("restore.numbers", rs.checkPIDs(ctx)); err != nil {
+		return nil, err
+	}
+	if err := rs.checkSysV(ctx); err != nil {
 		return nil, err
 	}
 	if o.Guard != nil && (o.Frozen || len(rs.procs) > 1) {
@@ -253,6 +257,9 @@ func (rs *restoration) planTree() error {
 	if err := rs.planMemory(); err != nil {
 		return err
 	}
+	if err := rs.planSysV(); err != nil {
+		return err
+	}
 	return rs.planCompat()
 }
 
@@ -348,7 +355,13 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := failpoint.After("restore.leaders", rs.endLeaders()); err != nil {
 		return err
 	}
+	if err := rs.makeSysV(); err != nil {
+		return err
+	}
 	if err := failpoint.After("restore.mapped", rs.layOut()); err != nil {
+		return err
+	}
+	if err := rs.settleSegments(); err != nil {
 		return err
 	}
 	if err := failpoint.After("restore.pidfds", rs.openPidfds()); err != nil {
@@ -361,6 +374,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	report(rs.o.Progress, "finishing", 0)
+	if err := rs.finishSysV(); err != nil {
+		return err
+	}
 	if err := failpoint.After("restore.processes", rs.finishProcesses()); err != nil {
 		return err
 	}
@@ -438,6 +454,9 @@ func (rs *restoration) makeObjects() error {
 				return object.BadImagef("a /proc of its own without a pid namespace of its own")
 			}
 		}
+		if err := rs.enterIPC(); err != nil {
+			return err
+		}
 		return rs.r.MakeObjects()
 	})
 }
@@ -505,6 +524,7 @@ func (rs *restoration) close() {
 		} else if !rs.o.Frozen {
 			_ = rs.guard.Clear() // else it would look for those who are gone
 		}
+		rs.removeSysV()
 	}
 	rs.tracer.Close()
 	if rs.r != nil {

@@ -241,13 +241,10 @@ func checkTree(d *object.Dumper) error {
 			continue
 		}
 		for _, t := range p.Threads {
-			switch undo, known := t.View.SemUndo.Get(); {
-			case !known:
+			if !t.View.SemUndo.Known {
 				d.Refuse(p.Error("", &object.Unsupported{
 					What: fmt.Sprintf("thread %d may have System V semaphore adjustments to undo (SEM_UNDO): there are semaphores that it can use, and only the BPF source knows", t.TID),
 					Do:   "dump it as root on a kernel with BTF (--source bpf), or when no semaphores are in use (ipcs -s)"}))
-			case undo:
-				d.Refuse(p.Error("", object.Unsupportedf("thread %d has System V semaphore adjustments to undo (SEM_UNDO)", t.TID)))
 			}
 		}
 		if id, ok := p.Leader().View.MM.Get(); !ok || id == 0 {

@@ -31,7 +31,7 @@ var special = map[string]fixture{
 }
 
 // own are programs that have a test of their own instead of the flavours.
-var own = map[string]bool{"stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "storm": true, "crowd": true, "traced": true}
+var own = map[string]bool{"ipcshared": true, "stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "storm": true, "crowd": true, "traced": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
 var later = map[string]bool{"threadtimers": true, "procshared": true}

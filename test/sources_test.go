@@ -119,6 +119,7 @@ var refusedClassically = map[string]bool{
 	"rawsock":    true,
 	"sockopts":   true,
 	"netlinks":   true,
+	"sysvsem":    true, // adjustments of semaphores
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"leases":     true, // by which number one was taken, and who set its receiver of signals
 	"aio":        true, // what of it is in flight

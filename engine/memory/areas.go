@@ -75,6 +75,9 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		return area, nil
 	}
 	huge := v.Flags.Has("ht")
+	if huge && strings.HasPrefix(v.Path, sysvPrefix) {
+		return area, object.Unsupportedf("System V shared memory of huge pages (SHM_HUGETLB) cannot be checkpointed")
+	}
 	if huge && !isAnonHuge(&v.VMA) {
 		return area, object.Unsupportedf("memory of hugetlbfs pages that is shared or of a file cannot be checkpointed")
 	}

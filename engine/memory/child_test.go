@@ -301,8 +301,10 @@ func strange(dir string) error {
 		try("secret", 1, rw, unix.MAP_SHARED, secret)
 	}
 	if id, ok := fd(unix.SYS_SHMGET, unix.IPC_PRIVATE, page, 0o600); ok {
-		if _, ok := fd(unix.SYS_SHMAT, uintptr(id)); ok {
-			made = append(made, "System V")
+		if at, ok := fd(unix.SYS_SHMAT, uintptr(id)); ok {
+			if f, err := os.OpenFile(fmt.Sprintf("/proc/self/map_files/%x-%x", at, at+page), os.O_RDWR, 0); err == nil {
+				try("a private mapping of System V", 1, rw, unix.MAP_PRIVATE, int(f.Fd()))
+			}
 		}
 		fd(unix.SYS_SHMCTL, uintptr(id), unix.IPC_RMID)
 	}

@@ -239,6 +239,9 @@ func (m *mmDump) areas(mm *MM, list []procfs.SmapsVMA) (areas []Area, parts []pa
 		if of.shm {
 			area.Flags = strings.TrimPrefix(strings.TrimPrefix(area.Flags, "mw"), " ") // always open for writing
 		}
+		if of.segment != nil {
+			of.segment.mappings++
+		}
 		areas = append(areas, area)
 		m.mapsFile(v, of)
 		if v.Prot&procfs.ProtShared != 0 || area.Name != "" && area.Name != a.VDSO.Code && a.VDSO.IsPart(area.Name) {
@@ -333,6 +336,8 @@ func fits(v *procfs.SmapsVMA, of mapped) error {
 	switch {
 	case of.deleted && shared:
 		return object.Unsupportedf("a shared mapping of a deleted file cannot be checkpointed")
+	case of.segment != nil && !shared:
+		return object.Unsupportedf("a private mapping of System V shared memory cannot be checkpointed")
 	case of.shm && !shared:
 		return object.Unsupportedf("a private mapping of shared memory cannot be checkpointed")
 	case of.shm && !v.Flags.Has("mw"):

@@ -236,12 +236,15 @@ func (f *Filler) target(ref stream.Ref) (*target, error) {
 	if t := f.targets[ref.ID]; t != nil {
 		return t, nil
 	}
-	if ref.Class != string(TypeShm) {
+	if ref.Class != string(TypeShm) && ref.Class != TypeSegment.Class() {
 		return nil, object.BadImagef("pages of object %d, which is no memory of a process", ref.ID)
 	}
 	h, err := object.Recall[shmHandle](f.r, ref)
 	if err != nil {
 		return nil, err
+	}
+	if h.fd < 0 {
+		return nil, object.BadImagef("pages of System V shared memory that nobody ever attached")
 	}
 	t := &target{shm: h}
 	f.targets[ref.ID] = t
@@ -375,8 +378,7 @@ func writeTogether(jobs []job) bool {
 
 func (j *job) write() error {
 	if j.to.shm != nil {
-		fd := j.to.shm.fd
-		if err := pwriteAll(fd, j.data, j.at); err != nil {
+		if err := j.to.shm.write(j.data, j.at); err != nil {
 			return fmt.Errorf("writing %d bytes at %#x of shared memory: %w", len(j.data), j.at, err)
 		}
 		return nil

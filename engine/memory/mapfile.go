@@ -55,6 +55,7 @@ type mapped struct {
 	shm     bool
 	open    bool // an open file
 	deleted bool
+	segment *segUse // of System V shared memory
 }
 
 // look reads what is behind a /proc link to a file.
@@ -122,8 +123,11 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 		switch {
 		case link == "/dev/zero"+deletedSuffix && v != nil:
 			return m.shm(path, &st)
-		case strings.HasPrefix(name, "/SYSV"):
-			return mapped{}, object.Unsupportedf("System V shared memory cannot be checkpointed")
+		case strings.HasPrefix(name, sysvPrefix):
+			if v == nil {
+				return mapped{}, object.Unsupportedf("System V shared memory as its executable cannot be checkpointed")
+			}
+			return m.segment(path, name, &st)
 		}
 		return mapped{}, object.Unsupportedf("memory of a driver (%s) cannot be checkpointed", link)
 	}

@@ -91,7 +91,7 @@ type Area struct {
 	// Flags are codes of the VmFlags line of /proc/PID/smaps, those that a new mapping does not have by itself, separated by
 	// blanks in the order of the table below, and "thp" where huge pages were in use.
 	Flags string `msgpack:"flags,omitempty"`
-	// Of is the mapped object: a mapfile or an shm, zero for private anonymous memory and parts of the vdso.
+	// Of is the mapped object: a mapfile, an shm or an ipc.shm, zero for private anonymous memory and parts of the vdso.
 	Of     stream.Ref `msgpack:"of,omitempty"`
 	Offset uint64     `msgpack:"offset,omitempty"` // in Of, bytes
 	// PageSize is the size of the pages in bytes of memory that has pages of its own kind (MAP_HUGETLB).
@@ -108,8 +108,8 @@ type VDSO struct {
 
 // Pages is the metadata of a pages record; its payload is the contents.
 type Pages struct {
-	Of   stream.Ref `msgpack:"of"`   // an mm or an shm
-	Addr uint64     `msgpack:"addr"` // of the first byte: an address, or an offset in the shm
+	Of   stream.Ref `msgpack:"of"`   // an mm, an shm or an ipc.shm
+	Addr uint64     `msgpack:"addr"` // of the first byte: an address, or an offset in the others
 }
 
 // Kinds are this package's kinds, for the table of kinds.
@@ -117,6 +117,7 @@ func Kinds() []object.Kind {
 	return []object.Kind{
 		object.NewKind(TypeFile, restoreFile),
 		object.NewKind(TypeShm, restoreShm),
+		object.NewKind[Segment](TypeSegment, nil),
 		object.NewKind[VDSO](TypeVDSO, nil),
 		object.NewKind(TypeMM, restoreMM),
 		object.NewKind[Areas](TypeAreas, nil),

@@ -68,13 +68,17 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 	if err := s.mapVDSO(b); err != nil {
 		return err
 	}
-	names := false
+	names, attached := false, map[attachment]bool{}
 	for i := range s.areas {
 		v := &s.areas[i]
 		if v.part {
 			continue
 		}
-		if _, kept := s.kept[i]; !kept {
+		if v.seg != nil {
+			if err := s.attach(b, i, attached, keep); err != nil {
+				return err
+			}
+		} else if _, kept := s.kept[i]; !kept {
 			fd, err := v.descriptor(r)
 			if err != nil {
 				return err

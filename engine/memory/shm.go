@@ -59,7 +59,16 @@ func (m *mmDump) shm(path string, st *unix.Stat_t) (mapped, error) {
 func writeShm(w *stream.Writer, ref stream.Ref, fd *sys.FD, size uint64, pageSize int) error {
 	b := getBuffer()
 	defer b.put()
+	put := func(start uint64, n int) error {
+		b.used, b.segs = n, append(b.segs[:0], segment{addr: start, length: n})
+		b.dropZeros(pageSize)
+		return b.write(w, ref)
+	}
 	err := eachData(fd, size, func(start, end uint64) error {
+		tail := end == size && size%uint64(pageSize) != 0
+		if tail {
+			end = size &^ uint64(pageSize-1)
+		}
 		for start < end {
 			n, err := readAt(fd, b.data[:min(end-start, maxPages)], start)
 			if err != nil {
@@ -68,17 +77,32 @@ func writeShm(w *stream.Writer, ref stream.Ref, fd *sys.FD, size uint64, pageSiz
 			if n == 0 || n%pageSize != 0 {
 				return fmt.Errorf("read %d bytes of it", n)
 			}
-			b.used, b.segs = n, append(b.segs[:0], segment{addr: start, length: n})
-			b.dropZeros(pageSize)
-			if err := b.write(w, ref); err != nil {
+			if err := put(start, n); err != nil {
 				return err
 			}
 			start += uint64(n)
 		}
-		return nil
+		if !tail {
+			return nil
+		}
+		if err := lastPage(fd.Int(), end, pageSize, unix.PROT_READ, func(page []byte) { copy(b.data, page) }); err != nil {
+			return err
+		}
+		return put(end, pageSize)
 	})
 	if err != nil {
 		return fmt.Errorf("writing shared memory: %w", err)
 	}
 	return nil
+}
+
+// lastPage calls f with a page of a file as processes that map it see it: what they have there behind the end of the file, which only
+// System V shared memory has inside of a page, no read(2) shows. The page must be there, or it is made.
+func lastPage(fd int, at uint64, pageSize, prot int, f func([]byte)) error {
+	page, err := unix.Mmap(fd, int64(at), pageSize, prot, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("mapping its last page: %w", err)
+	}
+	f(page)
+	return unix.Munmap(page)
 }

@@ -63,3 +63,19 @@ func makeShm(s *Shm) (*sys.FD, error) {
 	}
 	return fd, nil
 }
+
+// write writes whole pages. The last may lie in part behind the end, which must not move.
+func (h *shmHandle) write(data []byte, at uint64) error {
+	page := uint64(os.Getpagesize())
+	last := h.size &^ (page - 1)
+	if at+uint64(len(data)) <= h.size {
+		return pwriteAll(h.fd, data, at)
+	}
+	if at < last {
+		if err := pwriteAll(h.fd, data[:last-at], at); err != nil {
+			return err
+		}
+		data = data[last-at:]
+	}
+	return lastPage(h.fd, last, int(page), unix.PROT_READ|unix.PROT_WRITE, func(p []byte) { copy(p, data) })
+}

@@ -37,9 +37,10 @@ type area struct {
 	part       bool // of the vdso
 	flags      flag
 	of         stream.Ref
-	file       *File // at most one of
-	shm        *Shm  // these
-	open       bool  // three: of is an open file
+	file       *File    // at most one of
+	shm        *Shm     // these
+	seg        *Segment // four:
+	open       bool     // of is an open file
 	offset     uint64
 	pageSize   uint64 // of flagHugeTLB
 	name       string
@@ -74,6 +75,11 @@ func Spaces(plan *object.Plan, a *arch.Arch) (map[stream.Ref]*Space, error) {
 	for _, s := range object.All[Shm](plan) {
 		if s.State.Size == 0 || s.State.Size > uint64(a.TaskSize) {
 			return nil, object.BadImagef("shared memory %d: a size of %d bytes", s.Ref.ID, s.State.Size)
+		}
+	}
+	for _, s := range object.All[Segment](plan) {
+		if err := s.State.Check(uint64(a.TaskSize)); err != nil {
+			return nil, err
 		}
 	}
 	for _, m := range object.All[MM](plan) {
@@ -205,6 +211,8 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 		v.file, err = object.State[File](plan, in.Of)
 	case string(TypeShm):
 		v.shm, err = object.State[Shm](plan, in.Of)
+	case TypeSegment.Class():
+		v.seg, err = object.State[Segment](plan, in.Of)
 	case "file":
 		v.open, err = true, files.Mappable(plan, in.Of)
 	default:
@@ -214,7 +222,7 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 		return err
 	}
 	v.part = s.arch.VDSO.IsPart(in.Name)
-	if err := v.check(); err != nil {
+	if err := v.check(s.pageSize); err != nil {
 		return err
 	}
 	s.areas = append(s.areas, v)
@@ -222,7 +230,7 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 }
 
 // check says whether the pieces of a mapping fit together.
-func (v *area) check() error {
+func (v *area) check(pageSize int) error {
 	private := v.of.IsZero() && !v.shared // memory of nobody else
 	has := func(f flag) bool { return v.flags&f != 0 }
 	switch {
@@ -236,9 +244,13 @@ func (v *area) check() error {
 		return fmt.Errorf("a private mapping of shared memory")
 	case v.file != nil && v.shared && (v.file.Deleted || v.file.Zero):
 		return fmt.Errorf("a shared mapping of a deleted file or of a device")
-	case has(flagMayWrite) && (v.file == nil && !v.open || !v.shared):
+	case v.seg != nil && !v.shared:
+		return fmt.Errorf("a private mapping of System V shared memory")
+	case v.seg != nil && (!v.seg.Attached || v.offset+v.size() > pageCeil(v.seg.Size, pageSize)):
+		return fmt.Errorf("it shows more of System V shared memory than there is, or nobody ever attached that")
+	case has(flagMayWrite) && (v.file == nil && v.seg == nil && !v.open || !v.shared):
 		return fmt.Errorf("the flag mw, which is only for shared mappings of files")
-	case (v.file != nil || v.open) && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
+	case (v.file != nil || v.seg != nil || v.open) && v.shared && v.prot&unix.PROT_WRITE != 0 && !has(flagMayWrite):
 		return fmt.Errorf("it is writable and shows a file that is not")
 	case has(flagGrowsDown|flagDroppable|flagWipeOnFork) && !private:
 		return fmt.Errorf("the flags %v, which are only for private anonymous memory", v.flags)

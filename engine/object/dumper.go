@@ -36,6 +36,13 @@ type Dumper struct {
 	Container bool
 	Leaks     map[kernelview.ID]bool
 
+	// IPCNames are the objects of the caller's IPC namespace that belong to the tree (--ipc). IPC is what package ipc keeps
+	// between its steps.
+	IPCNames []string
+	IPC      any
+	// Ended is done when the tree has been ended (--kill): what it leaves behind goes too.
+	Ended []func() error
+
 	records  []record
 	links    []record
 	bulk     []Bulk

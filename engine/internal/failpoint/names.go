@@ -33,6 +33,7 @@ var Names = []string{
 	"look.whole",
 	"look.process",
 	"look.shared",
+	"look.ipc",
 	"look.locks",
 	"look.thread",
 	"dump.looked",
@@ -91,6 +92,7 @@ var Names = []string{
 	"restore.groups",
 	"restore.terminals", // those that control sessions have them
 	"restore.leaders",
+	"restore.ipc", // a System V object is made
 	"restore.mapped",
 	"restore.pidfds",
 	"restore.locks",

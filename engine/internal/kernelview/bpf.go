@@ -27,8 +27,10 @@ type bpfView struct {
 
 	ahead map[int]Maybe[[]Area] // by thread: what the next call of Areas says
 
-	ids   map[uint64]ID // by address
-	files []openFile    // by ID; of kind KindUnknown where it is no file
+	ids map[uint64]ID // by address
+	// undoLists are the lists of semaphore adjustments that have some, by ID.
+	undoLists map[ID]uint64
+	files     []openFile // by ID; of kind KindUnknown where it is no file
 
 	places []uint64 // see perCPU
 

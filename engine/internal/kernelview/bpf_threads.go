@@ -233,7 +233,12 @@ func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
 	if links.ioc == 0 && l.has(fTIOContext) {
 		t.Ioprio = Is(uint16(0))
 	}
-	t.SemUndo = v.semUndo(links.undo, r.undo)
+	if t.SemUndo = v.semUndo(links.undo, r.undo); t.SemUndo.V {
+		if v.undoLists == nil {
+			v.undoLists = map[ID]uint64{}
+		}
+		v.undoLists[v.id(links.undo)] = links.undo
+	}
 	t.Mempolicy = v.mempolicyOf(links.policy, r.policy)
 	if l.has(fTUserCPUs) {
 		if links.cpus == 0 {

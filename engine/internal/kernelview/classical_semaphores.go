@@ -3,10 +3,14 @@ package kernelview
 import (
 	"errors"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 )
 
 // semaphores is a set of System V semaphores that has been operated on. A thread can have adjustments (SEM_UNDO of semop(2)) only of
@@ -17,19 +21,26 @@ type semaphores struct {
 	used     int64     // when it was last operated on, in seconds since 1970
 }
 
-// usedSemaphores lists them, as far as the threads are in the caller's IPC namespace; unknown where one is not.
+// usedSemaphores lists them, as far as the threads are in one IPC namespace that the caller may enter; unknown where they are not.
 func usedSemaphores(tids []int) Maybe[[]semaphores] {
 	own, err := procfs.Namespace(os.Getpid(), "ipc")
 	if err != nil {
 		return Maybe[[]semaphores]{}
 	}
-	for _, tid := range tids {
-		if ns, err := procfs.Namespace(tid, "ipc"); err != nil || ns != own {
+	theirs := own
+	for i, tid := range tids {
+		ns, err := procfs.Namespace(tid, "ipc")
+		if err != nil || i > 0 && ns != theirs {
 			return Maybe[[]semaphores]{}
 		}
+		theirs = ns
 	}
-	b, err := os.ReadFile("/proc/sysvipc/sem")
-	if errors.Is(err, os.ErrNotExist) {
+	read := func() ([]byte, error) { return os.ReadFile("/proc/sysvipc/sem") }
+	if theirs != own {
+		read = func() ([]byte, error) { return readSemaphoresOf(tids[0]) }
+	}
+	b, err := read()
+	if errors.Is(err, os.ErrNotExist) && theirs == own {
 		return Is[[]semaphores](nil) // a kernel without System V IPC
 	}
 	if err != nil {
@@ -58,6 +69,25 @@ func usedSemaphores(tids []int) Maybe[[]semaphores] {
 		}
 	}
 	return Is(out)
+}
+
+// readSemaphoresOf reads the list of the IPC namespace that a thread is in.
+func readSemaphoresOf(tid int) (b []byte, err error) {
+	ns, err := sys.Open(procfs.Path(tid, "ns/ipc"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err = unix.Setns(ns.Int(), unix.CLONE_NEWIPC); err == nil {
+			b, err = os.ReadFile("/proc/sysvipc/sem")
+		}
+	}()
+	<-done
+	return b, err
 }
 
 // mayBeOf says whether a thread can have adjustments of the set (ipcperms in ipc/util.c: effective ids and groups, and
