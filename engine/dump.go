@@ -412,7 +412,7 @@ func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online [
 		return nil, err
 	}
 	if s.Regs, err = dumpRegsets(d.Arch, t); err != nil {
-		return nil, t.Process.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
+		return nil, t.Process.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, passing(err)))
 	}
 	d.AddPlain(tasks.ThreadKind.Type, s)
 	return s, nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sort"
 
+	"golang.org/x/sys/unix"
+
 	"crpipe/arch"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/procfs"
@@ -218,12 +220,20 @@ func readRegisters(d *object.Dumper) error {
 				t.ABI, err = tracee.CallArch(d.Arch, t.TID, t.Regs)
 			}
 			if err != nil {
-				return p.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, err))
+				return p.Error("", fmt.Errorf("reading registers of thread %d: %w", t.TID, passing(err)))
 			}
 			rewindInterrupted(d, t)
 		}
 	}
 	return nil
+}
+
+// passing makes it a transient error that a thread which was there is gone: nothing stops one that is on its way to its end.
+func passing(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("%w: %w", err, errTransient)
+	}
+	return err
 }
 
 // rewindInterrupted: where the stop alone made a call return EINTR, it is about to be made again in the image.
