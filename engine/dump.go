@@ -78,9 +78,12 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	for pause := time.Millisecond; ; pause *= 2 {
 		err := dumpOnce(ctx, w, a, view, &o, o.Ticket != nil || time.Since(begin) > vforkTime)
 		var vfork *vforkError
+		var passing *passingError
 		switch late := time.Since(begin); {
 		case errors.As(err, &vfork) && (late > transientTime || o.Ticket != nil):
 			return vfork.refusal
+		case errors.As(err, &passing) && (late > transientTime || o.Ticket != nil):
+			return passing.refusals
 		case !errors.Is(err, errTransient) || late > transientTime || o.Ticket != nil:
 			return err
 		}
@@ -92,6 +95,12 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 		}
 	}
 }
+
+// passingError is refusals of nothing but what passes by itself.
+type passingError struct{ refusals error }
+
+func (e *passingError) Error() string { return e.refusals.Error() }
+func (e *passingError) Unwrap() error { return errTransient }
 
 // transientTime is how long a dump waits for a state to pass that cannot be dumped and does not last.
 const transientTime = 2 * time.Second
@@ -137,6 +146,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		return err
 	}
 	if err := failpoint.After("dump.looked", d.Refusals()); err != nil {
+		var refused object.Refusals
+		if errors.As(err, &refused) && refused.Pass() {
+			return &passingError{err}
+		}
 		return err
 	}
 	if o.DryRun {

@@ -75,6 +75,8 @@ func dumpInotify(d *object.Dumper, f *object.OpenFile) (*inotifyFileState, error
 		return nil, &object.Unsupported{
 			What: "it has events that were not read yet, which nothing can put into another one",
 			Do:   "dump again in a moment, when the program has read them, or while nothing happens to the files that it watches",
+
+			Passes: true,
 		}
 	}
 	info, err := f.Fdinfo()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -62,7 +63,7 @@ func NewFinder(d *object.Dumper, p *object.Process) (*Finder, error) {
 
 // Path returns a path that leads to an inode now, and what is there; "" when none is found. names are the paths within
 // its file system that the kernel remembers. Nothing is opened but with O_PATH, which breaks no lease and tells no
-// watcher, and directories at which something is mounted.
+// watcher.
 func (f *Finder) Path(in *Inode, names []string) (string, *unix.Stat_t, error) {
 	try := func(paths []string) (string, *unix.Stat_t, error) {
 		for _, p := range paths {
@@ -125,13 +126,7 @@ func (f *Finder) byHandle(in *Inode) []string {
 		if err != nil {
 			continue
 		}
-		// A mere path is no way into open_by_handle_at(2). It is no lease that would be broken: it is a directory.
-		dir, err := sys.Open(at, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			continue
-		}
-		fd, err := unix.OpenByHandleAt(dir.Int(), unix.NewFileHandle(int32(in.HandleType), in.Handle), unix.O_PATH|unix.O_CLOEXEC)
-		_ = dir.Close()
+		fd, err := openByHandle(at, in)
 		if err != nil {
 			continue
 		}
@@ -144,6 +139,31 @@ func (f *Finder) byHandle(in *Inode) []string {
 		_ = unix.Close(fd)
 	}
 	return out
+}
+
+// openByHandle opens an inode with O_PATH by its handle, on the mount of a directory. A descriptor of that would have to be
+// more than a path (open_by_handle_at(2)), and to open it is an event that somebody may watch for: so a thread goes there
+// which has a working directory of its own and ends.
+func openByHandle(dir string, in *Inode) (fd int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		at, e := sys.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err = e; err != nil {
+			return
+		}
+		defer at.Close()
+		if err = unix.Fchdir(at.Int()); err != nil {
+			return
+		}
+		fd, err = unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(int32(in.HandleType), in.Handle), unix.O_PATH|unix.O_CLOEXEC)
+	}()
+	<-done
+	return fd, err
 }
 
 // maxNear bounds the guesses.

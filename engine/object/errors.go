@@ -51,6 +51,9 @@ func (e *Error) Unwrap() error { return e.Err }
 type Unsupported struct {
 	What string // a whole sentence without a full stop: "character device 195:0 cannot be checkpointed"
 	Do   string // what the user can do about it; may be empty
+
+	// Passes says that it mostly passes by itself within moments: the dump lets the tree go on and looks again, for a while.
+	Passes bool
 }
 
 func (e *Unsupported) Error() string { return e.What }
@@ -104,6 +107,17 @@ func (r Refusals) Error() string {
 
 // Unwrap lets errors.Is and errors.As look at each refusal.
 func (r Refusals) Unwrap() []error { return r }
+
+// Pass says whether every refusal is about state that passes by itself.
+func (r Refusals) Pass() bool {
+	for _, err := range r {
+		var u *Unsupported
+		if !errors.As(err, &u) || !u.Passes {
+			return false
+		}
+	}
+	return len(r) > 0
+}
 
 // ExitCode is 3 when every refusal is about state that cannot be checkpointed, else the status of the first that is
 // not, since that one must be mended before the others mean anything.
