@@ -140,13 +140,14 @@ func packetOf(g *kernelview.Datagram) []byte {
 	if g.Protocol == unix.ETH_P_IP {
 		binary.BigEndian.PutUint16(p[2:], ipv4Header+length)
 		binary.BigEndian.PutUint16(p[6:], 0) // it may have come in fragments
+		binary.BigEndian.PutUint16(p[10:], 0)
 	} else {
 		binary.BigEndian.PutUint16(p[4:], length)
 	}
 	p = binary.BigEndian.AppendUint16(p, g.Source)
 	p = binary.BigEndian.AppendUint16(p, g.Dest)
 	p = binary.BigEndian.AppendUint16(p, length)
-	p = binary.BigEndian.AppendUint16(p, 0) // the checksum is made when it is sent
+	p = binary.BigEndian.AppendUint16(p, 0) // checksums are made when it is sent
 	return append(p, g.Data...)
 }
 
@@ -288,7 +289,16 @@ func (m *madeQueue) end(fd int) error {
 	if err := m.forget(fd); err != nil {
 		return err
 	}
-	return m.socket.complete(fd)
+	if err := m.socket.complete(fd); err != nil {
+		return err
+	}
+	// Which processor has had the last packet tells the kernel among sockets that share a port.
+	if find(m.socket.Common.Options, "SO_INCOMING_CPU") == nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_INCOMING_CPU, -1); err != nil {
+			return fmt.Errorf("setting SO_INCOMING_CPU: %w", err)
+		}
+	}
+	return nil
 }
 
 // forget ends a connection for the time of a datagram, and has again what was not given by bind(2), and the interface.

@@ -63,6 +63,9 @@ var keptProtocols = map[uint16]bool{unix.NETLINK_ROUTE: true, unix.NETLINK_USERS
 func isNetlink(s *kernelview.Socket) bool { return s.Family == unix.AF_NETLINK }
 
 func dumpNetlink(d *object.Dumper, f *object.OpenFile) (*netlinkState, error) {
+	if err := refuseShared(d, f); err != nil {
+		return nil, err
+	}
 	s, err := d.View.Socket(f.View.ID)
 	if err != nil {
 		return nil, err

@@ -65,6 +65,9 @@ var packetOptions = []option{
 func isPacket(s *kernelview.Socket) bool { return s.Family == unix.AF_PACKET }
 
 func dumpPacket(d *object.Dumper, f *object.OpenFile) (*packetState, error) {
+	if err := refuseShared(d, f); err != nil {
+		return nil, err
+	}
 	s, err := d.View.Socket(f.View.ID)
 	if err != nil {
 		return nil, err

@@ -51,6 +51,9 @@ func (s *rawState) filterOption() (level, length int) {
 }
 
 func dumpRaw(d *object.Dumper, f *object.OpenFile) (*rawState, error) {
+	if err := refuseShared(d, f); err != nil {
+		return nil, err
+	}
 	s, err := d.View.Socket(f.View.ID)
 	if err != nil {
 		return nil, err

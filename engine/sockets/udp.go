@@ -53,6 +53,9 @@ func isUDP(s *kernelview.Socket) bool {
 }
 
 func dumpUDP(d *object.Dumper, f *object.OpenFile) (*udpState, error) {
+	if err := refuseShared(d, f); err != nil {
+		return nil, err
+	}
 	s, err := d.View.Socket(f.View.ID)
 	if err != nil {
 		return nil, err
