@@ -184,6 +184,7 @@ type madeQueue struct {
 	left   uint32     // datagrams of that run to come
 	aimed  string     // what the socket is connected to for now
 	routes map[string]bool
+	sender *sender
 }
 
 func restoreQueue(r *object.Restorer, ref stream.Ref, s *queueState) error {
@@ -212,7 +213,9 @@ func (m *madeQueue) prepare(fd int) error {
 	if err := attachFilter(fd, markFilter()); err != nil {
 		return fmt.Errorf("attaching a filter: %w", err)
 	}
-	return nil
+	var err error
+	m.sender, err = newSender(m.socket.Family == unix.AF_INET6)
+	return err
 }
 
 // markFilter is a filter that takes what has ownMark.
@@ -249,8 +252,6 @@ func (m *madeQueue) content(r *object.Restorer, meta *object.Data, data []byte) 
 		return err
 	}
 	m.fill += uint64(len(data))
-	var s sender
-	defer s.close()
 	for _, length := range meta.Packets {
 		if uint64(length) > uint64(len(data)) {
 			return object.BadImagef("a datagram of %d bytes does not fit", length)
@@ -262,7 +263,7 @@ func (m *madeQueue) content(r *object.Restorer, meta *object.Data, data []byte) 
 			m.run++
 			m.left = m.state.Runs[m.run].Count
 		}
-		if err := m.give(&s, fd, data[:length]); err != nil {
+		if err := m.give(fd, data[:length]); err != nil {
 			return err
 		}
 		data = data[length:]
@@ -280,6 +281,7 @@ func (m *madeQueue) content(r *object.Restorer, meta *object.Data, data []byte) 
 
 // end leaves the socket as if nothing had been done to give it its datagrams.
 func (m *madeQueue) end(fd int) error {
+	m.sender.close()
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); err != nil {
 		return fmt.Errorf("detaching a filter: %w", err)
 	}
@@ -352,7 +354,7 @@ func mustValue(o *option, fd int) []byte {
 }
 
 // give sends the socket one of its datagrams.
-func (m *madeQueue) give(s *sender, fd int, packet []byte) error {
+func (m *madeQueue) give(fd int, packet []byte) error {
 	p, err := m.parse(packet)
 	if err != nil {
 		return err
@@ -366,7 +368,7 @@ func (m *madeQueue) give(s *sender, fd int, packet []byte) error {
 	}
 	key := fmt.Sprint(index, p.dest)
 	if !m.routes[key] {
-		local, err := isLocal(p.dest, index)
+		local, err := m.sender.isLocal(p.dest, index)
 		if err != nil {
 			return err
 		}
@@ -402,7 +404,7 @@ func (m *madeQueue) give(s *sender, fd int, packet []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := s.send(p, index, packet); err != nil {
+	if err := m.sender.send(p, index, packet); err != nil {
 		return fmt.Errorf("giving a socket an unread datagram: %w", err)
 	}
 	// It is there when the call returns, or, where another processor takes it, soon after.

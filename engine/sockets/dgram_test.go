@@ -425,13 +425,18 @@ func TestUDPHostile(t *testing.T) {
 		}
 	}
 	// An address that is not the machine's: nothing leaves it.
-	if local, err := isLocal([]byte{192, 0, 2, 1}, 0); err != nil || local {
+	sends, err := newSender(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sends.close()
+	if local, err := sends.isLocal([]byte{192, 0, 2, 1}, 0); err != nil || local {
 		t.Errorf("192.0.2.1 is local: %v, %v", local, err)
 	}
-	if local, err := isLocal([]byte{127, 0, 0, 1}, 0); err != nil || !local {
+	if local, err := sends.isLocal([]byte{127, 0, 0, 1}, 0); err != nil || !local {
 		t.Errorf("127.0.0.1 is not local: %v", err)
 	}
-	if local, err := isLocal(append(make([]byte, 15), 1), 0); err != nil || !local {
+	if local, err := sends.isLocal(append(make([]byte, 15), 1), 0); err != nil || !local {
 		t.Errorf("::1 is not local: %v", err)
 	}
 	for i, s := range []queueState{{}, {Count: 1}, {Count: 2, Runs: []queueRun{{Count: 1}}}, {Count: 1, Runs: []queueRun{{Count: 1}, {}}}} {

@@ -2,7 +2,6 @@ package sockets
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -11,41 +10,60 @@ import (
 	"crpipe/engine/object"
 )
 
-// sender sends packets to the machine itself as if they came from elsewhere.
+// sender sends packets to the machine itself as if they came from elsewhere. Its sockets belong to the network namespace of the thread
+// that makes them, as the socket does for which the packets are.
 type sender struct {
-	fds   [2]int // of IPv4 and IPv6, one more than the number
-	bound [2]uint32
+	raw   [2]*sys.FD // of IPv4 and IPv6
+	bound [2]uint32  // to which interface
+	route *sys.FD    // rtnetlink(7)
+}
+
+// newSender makes a sender on the thread that makes the sockets.
+func newSender(v6 bool) (*sender, error) {
+	s := &sender{}
+	families := []int{unix.AF_INET}
+	if v6 {
+		families = append(families, unix.AF_INET6)
+	}
+	for i, family := range families {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err == nil {
+			s.raw[i] = sys.NewFD(fd)
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark)
+		}
+		if err != nil {
+			s.close()
+			return nil, &object.Lacking{What: "giving a socket its unread datagrams", Do: "give cr-restore CAP_NET_RAW and CAP_NET_ADMIN", Err: err}
+		}
+		widen(fd)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("making a netlink socket: %w", err)
+	}
+	s.route = sys.NewFD(fd)
+	return s, nil
 }
 
 func (s *sender) close() {
-	for _, fd := range s.fds {
-		if fd > 0 {
-			_ = unix.Close(fd - 1) // only sent through
+	for _, fd := range []*sys.FD{s.raw[0], s.raw[1], s.route} {
+		if fd != nil {
+			_ = fd.Close() // only sent through
 		}
 	}
 }
 
 // socket returns the raw socket of a family, bound to an interface.
 func (s *sender) socket(v6 bool, index uint32) (int, error) {
-	i, family := 0, unix.AF_INET
+	i := 0
 	if v6 {
-		i, family = 1, unix.AF_INET6
+		i = 1
 	}
-	if s.fds[i] == 0 {
-		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-		if errors.Is(err, unix.EPERM) {
-			return -1, &object.Lacking{What: "giving a socket its unread datagrams", Do: "give cr-restore CAP_NET_RAW and CAP_NET_ADMIN", Err: err}
-		}
-		if err != nil {
-			return -1, err
-		}
-		s.fds[i] = fd + 1
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, ownMark); err != nil {
-			return -1, &object.Lacking{What: "giving a socket its unread datagrams", Do: "give cr-restore CAP_NET_ADMIN", Err: err}
-		}
-		widen(fd)
+	if s.raw[i] == nil {
+		return -1, object.BadImagef("an unread datagram of another family than its socket")
 	}
-	fd := s.fds[i] - 1
+	fd := s.raw[i].Int()
 	if s.bound[i] != index {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, int(index)); err != nil {
 			return -1, err
@@ -105,12 +123,8 @@ func memoryOf(fd int) (memory, error) {
 }
 
 // isLocal asks rtnetlink(7) whether a packet to an address, sent by way of an interface (0: any), stays in the machine.
-func isLocal(addr []byte, index uint32) (bool, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-	if err != nil {
-		return false, fmt.Errorf("asking for a route: %w", err)
-	}
-	defer unix.Close(fd)
+func (s *sender) isLocal(addr []byte, index uint32) (bool, error) {
+	fd := s.route.Int()
 	family := byte(unix.AF_INET)
 	if len(addr) == 16 {
 		family = unix.AF_INET6
