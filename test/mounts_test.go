@@ -18,7 +18,8 @@ import (
 // the machine, whose mounts are nobody's to play with.
 type mountsJob struct {
 	*harness.Job
-	outer int // who has the callers' namespace
+	outer int    // who has the callers' namespace
+	dir   string // $D
 }
 
 // startMounts makes the callers' namespace by one script, with $D an empty directory, and in it that of the job by another,
@@ -52,7 +53,7 @@ func startMounts(t *testing.T, outer string, how []string, inner string, o harne
 	o.Name = "counter"
 	o.Env = append(o.Env, "D="+dir)
 	o.Shell = fmt.Sprintf("exec nsenter -t %d -m unshare -m %s /bin/bash -ec '%s\nexec %s \"$1\"' x \"$1\"", holder.Process.Pid, strings.Join(how, " "), inner, prog)
-	j := &mountsJob{Job: harness.Start(t, prog, o), outer: holder.Process.Pid}
+	j := &mountsJob{Job: harness.Start(t, prog, o), outer: holder.Process.Pid, dir: dir}
 	j.WaitFile("ready", 30*time.Second)
 	return j
 }
@@ -157,6 +158,65 @@ func TestPropagationKept(t *testing.T) {
 			}
 			if now, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", j.outer)); string(now) != string(host) {
 				t.Errorf("the mounts of the caller were\n%s and are\n%s", host, now)
+			}
+			j.Finish()
+		})
+	}
+}
+
+// TestOwnMountsKept: mounts that the callers have not are made again.
+func TestOwnMountsKept(t *testing.T) {
+	const outer = `mkdir $D/a $D/a/b $D/c $D/e; echo x > $D/a/b/file; : > $D/f; mount -t tmpfs t $D/c; mkdir $D/c/d; echo y > $D/c/d/file; : > $D/c/g`
+	for _, c := range []struct {
+		name, inner string
+		want        []string
+	}{
+		{"bind", `mount --bind $D/a/b $D/e`, []string{"/e "}},
+		{"bind of a subdirectory of a mount, read-only", `mount --bind $D/c/d $D/e; mount -o remount,bind,ro,nosuid $D/e`, []string{"/e ro,nosuid"}},
+		{"bind of a file", `mount --bind $D/c/g $D/f`, []string{"/f "}},
+		{"recursive bind", `mount --bind $D/c/d $D/a/b; mount --rbind $D/a $D/e`, []string{"/e/b "}},
+		{"read-only remount", `mount -o remount,bind,ro,noatime $D/c`, []string{"/c ro,noatime"}},
+		{"empty tmpfs", `mount -t tmpfs -o size=64k,mode=700 mine $D/e; mount --make-shared $D/e`, []string{"tmpfs mine", "size=64k", "shared:"}},
+		{"tmpfs with mounts on it", `mount -t tmpfs mine $D/e; mkdir -m 751 $D/e/x $D/e/x/y; mount --bind $D/a $D/e/x/y; mount -o remount,bind,ro $D/e`, []string{"/e/x/y "}},
+		{"the kernel's", `mount -t sysfs s $D/e; mount -t mqueue q $D/c/d; mount -t devpts -o newinstance,mode=620,ptmxmode=666 p $D/a/b`, nil},
+		{"in place of the callers'", `umount $D/c; mount -t tmpfs t $D/c`, []string{"/c "}},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			j := startMounts(t, outer, []string{"--propagation", "private"}, c.inner, harness.Options{})
+			before := j.look()
+			for _, w := range c.want {
+				if !strings.Contains(strings.Join(before, "\n"), w) {
+					t.Errorf("no %q among\n%s", w, strings.Join(before, "\n"))
+				}
+			}
+			list := func() string {
+				return j.MustSh("cd /proc/$PID/root/" + j.dir + "; find . -printf \"%p %m %u %s\\n\" | grep -v \"^./e/[a-z]*/.*/\" | sort | head -100")
+			}
+			files := list()
+			j.DumpKill(j.in("cr-dump --kill $PID > image.cr"))
+			j.RestoreSh(j.in("cr-restore < image.cr > restored.ticket"))
+			if after := j.look(); !slices.Equal(before, after) {
+				t.Errorf("before\n%s\nafter\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+			}
+			if after := list(); after != files {
+				t.Errorf("files before\n%s\nafter\n%s", files, after)
+			}
+			j.Finish()
+		})
+	}
+}
+
+// TestOwnMountsRefused: what would be lost with a mount is named.
+func TestOwnMountsRefused(t *testing.T) {
+	for _, c := range []struct{ name, inner, want string }{
+		{"tmpfs with a file", `mount -t tmpfs mine $D; echo x > $D/file`, "whose contents are not kept (there is file in it)"},
+		{"hidden", `mount -t tmpfs mine $D; mount -t tmpfs mine $D`, "and hidden by another one"},
+		{"another file system", `mount -t ramfs mine $D`, "from where cr-dump"},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			j := startMounts(t, ":", []string{"--propagation", "private"}, c.inner, harness.Options{})
+			if r := j.Sh(j.in("cr-dump $PID > image.cr")); r.Status != 3 || !strings.Contains(r.Stderr, c.want) {
+				t.Errorf("status %d: %s", r.Status, r.Stderr)
 			}
 			j.Finish()
 		})

@@ -1,6 +1,7 @@
 package namespaces
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -13,7 +14,8 @@ import (
 
 // Mounts is the record of a mount namespace of the tree's own (mount_namespaces(7)). The image holds no file systems:
 // a restore copies the mount namespace of its caller and makes it alike by unmounting what was not there and mounting
-// a fresh /proc of the tree's own pid namespace. Whatever else differs is refused by name.
+// a fresh /proc of the tree's own pid namespace, and what can be mounted again without contents (own.go). Whatever else differs is
+// refused by name.
 type Mounts struct {
 	Mounts []Mount `msgpack:"mounts"`
 
@@ -29,8 +31,12 @@ type Mount struct {
 	Source string `msgpack:"source"`
 	Flags  string `msgpack:"flags,omitempty"` // per mount, e.g. "rw,nosuid"
 
-	// Options are what a proc of the tree's own is mounted with, e.g. "hidepid=invisible" (proc(5)).
+	// Options are what a proc of the tree's own is mounted with, e.g. "hidepid=invisible" (proc(5)), or another file system that is new.
 	Options string `msgpack:"options,omitempty"`
+
+	Make string `msgpack:"make,omitempty"` // how it is made: "bind", "new"; empty: it is the caller's, or a proc
+	From string `msgpack:"from,omitempty"` // the path of the caller that is bound
+	Dirs []Dir  `msgpack:"dirs,omitempty"` // of a new tmpfs, parents first
 
 	Peers      uint32 `msgpack:"peers,omitempty"`      // the group that it is in, counted from 1 in Mounts.Groups; 0: none
 	Master     uint32 `msgpack:"master,omitempty"`     // the group that it receives from
@@ -55,29 +61,42 @@ func DumpMounts(d *object.Dumper) error {
 	if err != nil {
 		return err
 	}
-	type original struct {
-		Mount
-		device string // two file systems of one type may be called the same
+	type original struct{ point, root, kind, source, device, flags string } // two file systems of one type may be called the same
+	of := func(m *procfs.Mount, flags string) original {
+		return original{m.Point, m.Root, m.FSType, m.Source, device(m), flags}
 	}
 	known := map[original]int{}
 	for i := range here {
-		known[original{describe(&here[i]), device(&here[i])}]++
+		known[of(&here[i], "")]++
+		known[of(&here[i], here[i].Options)]++
 	}
-	s := &Mounts{}
+	there = byDepth(there)
+	s, made := &Mounts{}, map[int]string{} // how parents are made
+	seen, hereSeen := visible(there), visible(here)
 	for i := range there {
 		m := describe(&there[i])
-		k := original{m, device(&there[i])}
-		if known[k] == 0 && m.Type == "proc" { // of its own: the mounts that were there before come first
+		k := of(&there[i], "")
+		how := made[there[i].Parent]
+		switch {
+		case known[k] > 0 && how == "" && (seen[i] || known[of(&there[i], m.Flags)] > 0): // the mounts that were there before come first
+		case m.Type == "proc" && m.Root == "/" && how != "own":
 			_, m.Options, _ = strings.Cut(there[i].Super, ",") // behind "rw" or "ro"
 			if _, err := m.flags(); err != nil {
 				d.Refuse(d.Root.Error("", err))
 			}
-		}
-		if m.Type != "proc" && known[k] == 0 {
-			d.Refuse(d.Root.Error("", &object.Unsupported{
-				What: fmt.Sprintf("its mount namespace has %s (%s) mounted on %s, which cr-dump's own has not", m.Source, m.Type, m.Point),
-				Do:   "run cr-dump inside that mount namespace (nsenter -m)",
-			}))
+			made[there[i].ID] = "proc"
+		default:
+			err := object.Unsupportedf("on a proc of the tree's own")
+			if how != "proc" {
+				err = m.own(d.Root.Leader().TID, &there[i], seen[i], here, hereSeen)
+			}
+			if err != nil {
+				d.Refuse(d.Root.Error("", &object.Unsupported{
+					What: fmt.Sprintf("its mount namespace has %s (%s) mounted on %s, which cr-dump's own has not, %v", m.Source, m.Type, m.Point, err),
+					Do:   "run cr-dump inside that mount namespace (nsenter -m)",
+				}))
+			}
+			made[there[i].ID] = "own"
 		}
 		known[k]--
 		s.Mounts = append(s.Mounts, m)
@@ -102,7 +121,7 @@ func MakeMounts(s *Mounts) (missing []Mount, outer Outer, err error) {
 			return nil, nil, object.BadImagef("mount point %q", m.Point)
 		}
 	}
-	if err := s.checkGroups(); err != nil {
+	if err := errors.Join(s.checkGroups(), s.checkOwn()); err != nil {
 		return nil, nil, err
 	}
 	if outer, err = s.findOuter(); err != nil {
@@ -126,9 +145,15 @@ func (s *Mounts) arrange() (missing []Mount, err error) {
 	if err != nil {
 		return nil, err
 	}
+	sources, err := s.sources()
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll(sources)
 	// Of several that are alike, as a /proc that lies on another, the first are those that were there before.
 	there, surplus := make([]bool, len(s.Mounts)), make([]bool, len(have))
 	seen, shared := visible(have), map[int]bool{}
+	var changed []int // those with other flags
 	for i := range have {
 		t, err := tagsOf(&have[i])
 		if err != nil {
@@ -137,11 +162,14 @@ func (s *Mounts) arrange() (missing []Mount, err error) {
 		shared[have[i].ID] = t.peers != 0
 		m := describe(&have[i])
 		k := 0
-		for k < len(s.Mounts) && (there[k] || !s.Mounts[k].alike(m)) {
+		for k < len(s.Mounts) && (there[k] || s.Mounts[k].Make != "" || !s.Mounts[k].alike(m)) {
 			k++
 		}
 		if surplus[i] = k == len(s.Mounts); !surplus[i] {
 			there[k] = true
+			if seen[i] && !s.Mounts[k].Hidden && s.Mounts[k].Flags != m.Flags {
+				changed = append(changed, k)
+			}
 			if w := &s.Mounts[k]; !seen[i] && ((w.Peers != 0) != (t.peers != 0) || (w.Master != 0) != (t.master != 0)) {
 				return nil, &object.Lacking{What: fmt.Sprintf("the mount on %s, which another one hides, does not propagate here as it did at the dump", m.Point)}
 			}
@@ -159,8 +187,22 @@ func (s *Mounts) arrange() (missing []Mount, err error) {
 			return nil, fmt.Errorf("unmounting %s: %w", have[i].Point, err)
 		}
 	}
+	for _, k := range changed {
+		if err := s.Mounts[k].setFlags(); err != nil {
+			return nil, err
+		}
+	}
 	for i, m := range s.Mounts {
 		if there[i] {
+			continue
+		}
+		if m.Make != "" {
+			if err := m.mountOwn(sources[i]); err != nil {
+				return nil, fmt.Errorf("mounting %s (%s) on %s: %w", m.Source, m.Type, m.Point, err)
+			}
+			if err := m.setFlags(); err != nil {
+				return nil, err
+			}
 			continue
 		}
 		if m.Type != "proc" || m.Root != "/" {
