@@ -129,7 +129,11 @@ func (v *bpfView) inet6(b []byte) (*Inet6, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading a socket: %w", err)
 	}
-	s := &Inet6{HopLimit: num[int16](l, np, fIn6Hops).V, FragmentSize: num[uint32](l, np, fIn6Frag).V,
+	hops, _ := l.uint(np, fIn6Hops)
+	if bits := l.fields[fIn6Hops].bits; bits > 0 && hops>>(bits-1) == 1 { // of 9 bits before 6.9, the first of them the sign
+		hops -= 1 << bits
+	}
+	s := &Inet6{HopLimit: int16(hops), FragmentSize: num[uint32](l, np, fIn6Frag).V,
 		PktinfoIndex: num[int32](l, np, fIn6StickyI).V}
 	addr, _ := l.bytes(np, fIn6Sticky)
 	copy(s.PktinfoAddr[:], addr)
