@@ -52,7 +52,7 @@ func dumpDatagrams(d *object.Dumper, f *object.OpenFile, s *udpState) (stream.Re
 		return stream.Ref{}, err
 	}
 	refuse := func(why string) error {
-		return &object.Unsupported{What: fmt.Sprintf("%d unread datagrams wait in it, and %s", len(all), why), Do: "let it read them, and dump it again"}
+		return &object.Unsupported{What: fmt.Sprintf("%d unread datagrams wait in it, and %s", len(all), why), Do: "let it read them, and dump it again", Passes: true}
 	}
 	for _, name := range stamped {
 		if find(s.Common.Options, name) != nil || find(s.IP.Options, name) != nil {

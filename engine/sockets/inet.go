@@ -80,11 +80,11 @@ func refusePending(s *kernelview.Socket) error {
 	try := "let it take that, and dump it again"
 	for _, err := range []int32{s.Err, s.SoftErr} {
 		if err != 0 {
-			return &object.Unsupported{What: fmt.Sprintf("it has an error that it was not told yet (%v), which cannot be checkpointed", unix.Errno(max(err, -err))), Do: try}
+			return &object.Unsupported{What: fmt.Sprintf("it has an error that it was not told yet (%v), which cannot be checkpointed", unix.Errno(max(err, -err))), Do: try, Passes: true}
 		}
 	}
 	if s.Unsent {
-		return &object.Unsupported{What: "packets wait for it to be unlocked, which cannot be checkpointed", Do: try}
+		return &object.Unsupported{What: "packets wait for it to be unlocked, which cannot be checkpointed", Do: try, Passes: true}
 	}
 	return nil
 }

@@ -81,9 +81,9 @@ func dumpNetlink(d *object.Dumper, f *object.OpenFile) (*netlinkState, error) {
 	case n > 0:
 		return nil, unread(n, "messages")
 	case v.Dumping || v.DumpErrno > 0:
-		return nil, &object.Unsupported{What: "a long answer (NLM_F_DUMP) to it is under way, which cannot be checkpointed", Do: again}
+		return nil, &object.Unsupported{What: "a long answer (NLM_F_DUMP) to it is under way, which cannot be checkpointed", Do: again, Passes: true}
 	case v.Congested:
-		return nil, &object.Unsupported{What: "it has lost messages and was not told of it yet (ENOBUFS), which cannot be checkpointed", Do: again}
+		return nil, &object.Unsupported{What: "it has lost messages and was not told of it yet (ENOBUFS), which cannot be checkpointed", Do: again, Passes: true}
 	}
 	if err := refusePending(&s); err != nil {
 		return nil, err

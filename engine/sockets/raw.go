@@ -91,7 +91,7 @@ func dumpRaw(d *object.Dumper, f *object.OpenFile) (*rawState, error) {
 
 // unread refuses what waits in a socket.
 func unread(n int, what string) error {
-	return &object.Unsupported{What: fmt.Sprintf("%d unread %s wait in it, which cannot be checkpointed", n, what), Do: "let it read them, and dump it again"}
+	return &object.Unsupported{What: fmt.Sprintf("%d unread %s wait in it, which cannot be checkpointed", n, what), Do: "let it read them, and dump it again", Passes: true}
 }
 
 func restoreRaw(_ *object.Restorer, _ stream.Ref, s *rawState) (int, error) {
