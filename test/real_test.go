@@ -73,6 +73,10 @@ func programs() []program {
 		{"multiprocessing", interpreter("/usr/bin/python3", "pool.py"), 1500 * time.Millisecond},
 		{"awk", shell("awk", "awk", "sort", "uniq"), 2 * time.Second},
 	}
+	all = append(all, program{"terminal", func(t *testing.T) *harness.Job {
+		need(t, "vim", "less")
+		return interpreter("/usr/bin/python3", "terminal.py")(t)
+	}, 4 * time.Second})
 	if p := pyenv(); p != "" {
 		all = append(all, program{"pyenv", interpreter(p, "work.py"), 2 * time.Second})
 	}

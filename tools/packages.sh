@@ -25,6 +25,8 @@ ip:iproute2
 ps:procps
 strace:strace
 mandoc:mandoc
+vim:vim
+less:less
 unshare:util-linux
 setsid:util-linux
 '
