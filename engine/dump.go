@@ -236,7 +236,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 			return err
 		}
 	}
-	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks, terminals.CheckSessions} {
+	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks, terminals.DumpOutside} {
 		if err := failpoint.After("look.locks", step(d)); err != nil {
 			return err
 		}

@@ -61,6 +61,7 @@ func otherKinds() []object.Kind {
 		files.TableKind,
 		files.FSKind,
 		terminals.PairObject,
+		terminals.OutsideObject,
 		events.EpollObject,
 		events.EpollLink,
 		events.InotifyObject,

@@ -198,7 +198,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -306,7 +306,7 @@ var witness = map[stream.Type]string{
 	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c",
 	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
-	"pty": "ptys.c", "file.pty": "ptys.c", "file.tty": "ptys.c",
+	"pty": "ptys.c", "file.pty": "ptys.c", "file.tty": "ptys.c", "terminal": "func TestJobOfAShell",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
 	"file.socket.udp": "udp.c", "datagrams": "udp.c", "file.socket.raw": "rawsock.c", "file.socket.packet": "rawsock.c", "file.socket.netlink": "netlinks.c",

@@ -446,13 +446,18 @@ func (rs *restoration) letGo() (*Restored, error) {
 	if rs.o.Frozen {
 		untied = nil // until somebody has the ticket
 	}
+	if err := rs.showTerminals(made); err != nil {
+		return nil, err
+	}
 	if err := rs.tracer.Commit(all, untied); err != nil {
+		rs.hideTerminals(made)
 		if rs.o.Frozen { // nobody is left in the freezer, which goes too
 			err = errors.Join(err, undoFrozen(rs.guard, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn})))
 		}
 		return nil, err
 	}
 	rs.committed = true
+	made.foreground.changed()
 	if rs.o.Frozen {
 		err := failpoint.After("restore.awaited", ticket.state.AwaitFrozen(0))
 		if err == nil {

@@ -53,6 +53,8 @@ type RestoreOptions struct {
 type Restored struct {
 	Root   int     // pid of the root, in the caller's pid namespace
 	Ticket *Ticket // what was made, and how it is stopped
+
+	foreground *foreground // what Wait looks after; nil: nothing
 }
 
 // restoration is a restore under way.
@@ -71,7 +73,8 @@ type restoration struct {
 	base   arch.Addr
 
 	// ttys are the controlling terminals of sessions, by session.
-	ttys map[int32]*terminals.Controlled
+	ttys    map[int32]*terminals.Controlled
+	outside []*terminals.Outside
 
 	forest     *tasks.Forest
 	procs      []*process // in the order of the image

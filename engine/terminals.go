@@ -19,9 +19,20 @@ func (rs *restoration) planTerminals() error {
 	if err != nil {
 		return err
 	}
+	if rs.outside, err = terminals.OutsideTerminals(rs.r); err != nil {
+		return err
+	}
+	for _, o := range rs.outside {
+		if o.Session != 0 {
+			list = append(list, *o.Controlled())
+		}
+	}
 	rs.ttys = map[int32]*terminals.Controlled{}
 	for i := range list {
 		c := &list[i]
+		if rs.ttys[c.Session] != nil {
+			return object.BadImagef("session %d with two controlling terminals", c.Session)
+		}
 		leader := rs.byPID[c.Session]
 		if leader == nil || leader.state.Zombie || leader.birth == nil || !leader.birth.Setsid {
 			return object.BadImagef("a terminal that controls session %d, which nobody leads", c.Session)

@@ -95,7 +95,12 @@ func (c *restore) Run(app *cli.App) error {
 	if inner != nil {
 		o.Groups = inner.Groups
 	}
-	o.Tell = func(made *engine.Restored) error { return tell(made, out, pidFile) }
+	o.Tell = func(made *engine.Restored) error {
+		if c.Wait {
+			app.HandOver()
+		}
+		return tell(made, out, pidFile)
+	}
 	made, err := engine.Restore(app.Context, in, o)
 	if err != nil || c.DryRun {
 		return err
@@ -126,11 +131,11 @@ func (c *restore) Run(app *cli.App) error {
 	if err := app.ForwardSignals(made.Root); err != nil {
 		return err
 	}
-	status, err := cli.WaitFor(made.Root)
+	status, err := made.Wait()
 	if err != nil {
 		return err
 	}
-	return cli.ExitWith(status)
+	return cli.ExitWith(cli.StatusOf(status))
 }
 
 // runOuter has another cr-restore make the tree in a new user and pid namespace.

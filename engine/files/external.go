@@ -20,8 +20,8 @@ import (
 // stderr, or the number); else, when cr-restore stays to wait, its own standard descriptor; else /dev/null. An external
 // file that is no standard one must be given by --inherit.
 //
-// Lost: what the outside had not read yet or had sent already, and the terminal's modes; the status flags but
-// O_NONBLOCK, since the description that stands in belongs to somebody else too.
+// Lost: what the outside had not read yet or had sent already; of a terminal that controls nothing here its modes (of
+// others see engine/terminals/outside.go); the status flags but O_NONBLOCK, since the description that stands in belongs to somebody else too.
 type externalState struct {
 	Name     string  `msgpack:"name"`
 	Flags    uint32  `msgpack:"flags"`              // as F_GETFL
@@ -281,6 +281,19 @@ func inherit(fd int, s *externalState) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// ExternalTerminal returns a descriptor, in the pool, of what stands in for the external terminal of that name. ok: it is a terminal.
+func ExternalTerminal(r *object.Restorer, name string) (fd int, ok bool) {
+	for _, f := range object.All[externalState](r.Plan) {
+		if !f.State.Terminal || f.State.Name != name {
+			continue
+		}
+		if fd, err := r.File(f.Ref); err == nil && isatty(fd) {
+			return fd, true
+		}
+	}
+	return -1, false
 }
 
 func openNull(flags uint32) (int, error) {

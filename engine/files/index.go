@@ -215,7 +215,7 @@ func (ix *index) enter(h Holder) error {
 	case unix.S_IFCHR:
 		rdev, n := uint64(st.Rdev), int32(h.FD)
 		switch {
-		case !first || h.File.Kind != kernelview.KindTTY:
+		case !first || h.File.Kind != kernelview.KindTTY && h.File.Kind != kernelview.KindUnknown:
 		case rdev == ptmx:
 			ix.masters = append(ix.masters, h)
 		default:

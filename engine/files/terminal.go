@@ -41,8 +41,8 @@ func MasterOf(d *object.Dumper, id kernelview.ID) (Holder, bool, error) {
 		ix.sides = map[kernelview.ID]Holder{}
 		view, ok := d.View.(kernelview.TerminalView)
 		for _, h := range ix.masters {
-			if !ok {
-				break
+			if !ok || h.File.Kind != kernelview.KindTTY {
+				continue
 			}
 			t, err := view.Terminal(h.File.ID)
 			if err != nil {

@@ -23,4 +23,4 @@ const (
 func Kinds() []object.FileKind { return []object.FileKind{MasterKind, SlaveKind} }
 
 // PlainKinds returns the other records of this family.
-func PlainKinds() []object.Kind { return []object.Kind{PairObject} }
+func PlainKinds() []object.Kind { return []object.Kind{PairObject, OutsideObject} }

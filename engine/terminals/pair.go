@@ -173,6 +173,9 @@ func slaveOf(d *object.Dumper, t *kernelview.Terminal, master kernelview.ID) (*o
 	var first *object.OpenFile
 	have := int32(0)
 	for _, h := range all {
+		if h.File.Kind != kernelview.KindTTY {
+			continue
+		}
 		one, err := view.Terminal(h.File.ID)
 		if err != nil {
 			return nil, err

@@ -229,7 +229,7 @@ func TestHostileTerminals(t *testing.T) {
 		{"ends in no lines", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "input", []byte("ab"), "ends", []any{1}), "does not read lines"},
 		{"ends behind", m("path", "/dev/ptmx", "index", 400, "modes", modes(unix.ICANON), "input", []byte("ab"), "ends", []any{2}), "the end of a line at byte 2 of 2"},
 		{"many ends", m("path", "/dev/ptmx", "index", 400, "modes", modes(unix.ICANON), "input", []byte("abc"), "ends", []any{0, 1, 2}), "more than two"},
-		{"column", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "column", 1<<31), "more than it can"},
+		{"column", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "column", int64(1)<<31), "more than it can"},
 		{"held", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "held", true), "held and not stopped"},
 		{"stopped by nothing", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "stopped", true), "stopped by a character which does not"},
 		{"a group", m("path", "/dev/ptmx", "index", 400, "modes", modes(0), "group", 7), "session 0 with group 7"},

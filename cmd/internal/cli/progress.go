@@ -161,6 +161,15 @@ func (p *progress) clear() {
 	p.wipe()
 }
 
+// HandOver ends what is shown on the terminal, which is somebody else's from now on.
+func (a *App) HandOver() {
+	p := &a.progress
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wipe()
+	p.terminal = false
+}
+
 func (p *progress) wipe() {
 	if p.drawn {
 		fmt.Fprint(os.Stderr, "\r\x1b[K")

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -83,20 +82,11 @@ func dieOf(s os.Signal) {
 	}
 }
 
-// WaitFor waits for the end of a child and gives the status to end with in its
-// place: its own, or 128 more than the number of the signal that ended it.
-func WaitFor(pid int) (int, error) {
-	var status unix.WaitStatus
-	for {
-		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return 0, fmt.Errorf("waiting for process %d: %w", pid, err)
-		case status.Signaled():
-			return 128 + int(status.Signal()), nil
-		default:
-			return status.ExitStatus(), nil
-		}
+// StatusOf is the status to end with in the place of a process that has ended: its own, or 128 more than the number of the signal that
+// ended it.
+func StatusOf(status unix.WaitStatus) int {
+	if status.Signaled() {
+		return 128 + int(status.Signal())
 	}
+	return status.ExitStatus()
 }

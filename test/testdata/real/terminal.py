@@ -115,6 +115,7 @@ def rounds(t):
         while b"sleep" not in foreground(t):
             time.sleep(0.005)
         t.send(b"\x03")
+        t.expect(rb"\^C.*\$ ")  # what is typed before may be thrown away
         t.run("echo =$?=", rb"=130=\r\n")
         t.run("cat > typed", rb"cat > typed\r\n")
         while b"cat" not in foreground(t):

@@ -1,0 +1,41 @@
+package test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/test/harness"
+)
+
+// TestJobOfAShell: what runs in the foreground of a shell goes on in the terminal in which cr-restore --wait is a job of another: with its
+// modes, the new size and the keyboard, through Ctrl-Z and fg; and a whole shell in a terminal that cr-restore leads.
+func TestJobOfAShell(t *testing.T) {
+	harness.NeedRoot(t)
+	need(t, "/usr/bin/python3", "bash", "vim")
+	for _, what := range []string{"watcher", "editor", "session"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "d")
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second*time.Duration(harness.Slow()))
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "/usr/bin/python3", script("jobs.py"), dir, what)
+			cmd.Env = []string{"PATH=" + harness.Binaries(t) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + dir, "PYTHONDONTWRITEBYTECODE=1"}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
+			out, err := cmd.CombinedOutput()
+			report, _ := os.ReadFile(filepath.Join(dir, "report")) // absent: the error says why
+			if err != nil {
+				t.Errorf("%v: %s%s", err, out, report)
+			}
+		})
+	}
+}
