@@ -49,8 +49,22 @@ static void none(aio_context_t c, const char *what)
 	CHECK_EQ(io_getevents(c, 0, 1, &e, &zero), 0, what);
 }
 
-static aio_context_t waited;
-static int waiting;
+static aio_context_t waited, timed;
+static int waiting, timing;
+
+/* with a time, which it may wait for from the beginning once more */
+static void *timer(void *arg)
+{
+	struct io_event e = {0};
+	struct timespec t = { 5, 0 };
+	int64_t begin = fx_now(CLOCK_MONOTONIC);
+	timing = gettid();
+	int r = io_getevents(timed, 1, 1, &e, &t);
+	if (r != 0 || fx_now(CLOCK_MONOTONIC) - begin < 5000000000ll)
+		FAIL("io_getevents with a time: %d (%s) after %lld ms", r, strerror(errno), (long long)(fx_now(CLOCK_MONOTONIC) - begin) / 1000000);
+	return arg;
+}
+
 static void *waiter(void *arg)
 {
 	struct io_event e = {0};
@@ -74,6 +88,7 @@ int main(int argc, char **argv)
 	MUST(io_setup(8, &around));
 	MUST(io_setup(5, &waited));
 	MUST(io_setup(2000, &late));
+	MUST(io_setup(1, &timed));
 	MUST(syscall(SYS_io_destroy, gone));
 	take(some, 7, 100);
 	reap(some, 3, 100, "set-up");
@@ -92,6 +107,11 @@ int main(int argc, char **argv)
 	while (!__atomic_load_n(&waiting, __ATOMIC_ACQUIRE))
 		fx_pause_ms(1);
 	fx_await_state(waiting, 'S');
+	pthread_t th2;
+	pthread_create(&th2, NULL, timer, NULL);
+	while (!__atomic_load_n(&timing, __ATOMIC_ACQUIRE))
+		fx_pause_ms(1);
+	fx_await_state(timing, 'S');
 	struct ring heads[5];
 	aio_context_t all[5] = { empty, some, around, waited, late };
 	for (int i = 0; i < 5; i++)
@@ -121,6 +141,7 @@ int main(int argc, char **argv)
 	}
 	take(waited, 1, 4711);
 	pthread_join(th, NULL);
+	pthread_join(th2, NULL);
 	aio_context_t again = 0;
 	MUST(io_setup(3, &again));
 	CHECK_EQ(((struct ring *)again)->id, 2, "the index of a new context");

@@ -1,6 +1,6 @@
 /*
  * Every blocking call that there is, a row each, interrupted by a dump and a restore, or by a freeze and thaw alone, and ending as if nothing had happened: with the right result, never with
- * an EINTR that no signal caused, never early, with the time that was left. Calls on what cannot be checkpointed yet (sockets, POSIX message queues, AIO, terminals) are missing.
+ * an EINTR that no signal caused, never early, with the time that was left. Calls on what cannot be checkpointed yet (sockets, POSIX message queues, terminals) are missing; those on AIO are in aio.c.
  *
  * REL rows have a timeout of T, half of which has passed when the program says that it is ready; ABS rows one that is absolute. A row AGAIN waits for a time that the kernel keeps nowhere
  * once the call was interrupted: it may start afresh (crpipe(7)). EVENT rows wait for what a second thread or process of the row does after the restore.
@@ -422,6 +422,23 @@ static void timer(clockid_t k, int flags)
 static void c_timerfd(void) { timer(CLOCK_MONOTONIC, 0); }
 static void c_timerfd_abs(void) { timer(CLOCK_REALTIME, TFD_TIMER_ABSTIME); }
 
+static void mk_inotify(void)
+{
+	char name[32];
+	snprintf(name, sizeof name, "watched-%d", me);
+	fd2 = MUST(open(fx_path(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+	fd = MUST(inotify_init1(IN_CLOEXEC));
+	id = MUST(inotify_add_watch(fd, fx_path(name), IN_ATTRIB));
+}
+static void ev_inotify(void) { MUST(fchmod(fd2, 0600)); }
+static void e_inotify(void)
+{
+	struct inotify_event e = { 0 };
+	result(read(fd, &e, sizeof e), sizeof e);
+	CHECK_EQ(e.wd, id, "the watch");
+	CHECK_EQ(e.mask, IN_ATTRIB, "the event");
+}
+
 /* locks: another open file, or another process, has it until the event */
 static struct flock whole(short type) { return (struct flock){ .l_type = type, .l_whence = SEEK_SET }; }
 static void mk_lockfile(void)
@@ -511,6 +528,7 @@ static const struct row rows[] = {
 	{ "tee from an empty pipe", EVENT, mk_q, e_tee_empty, put }, { "tee to a full pipe", EVENT, mk_both, e_tee_full, take }, { "vmsplice to a full pipe", EVENT, mk_full, e_vmsplice, take },
 	{ "sendfile to a full pipe", EVENT, mk_file, e_sendfile, take },
 	{ "read of an eventfd", EVENT, mk_eventfd, e_eventfd, ev_eventfd }, { "read of a semaphore eventfd", EVENT, mk_semfd, e_semfd, ev_eventfd }, { "write to a full eventfd", EVENT, mk_fullfd, e_fullfd, ev_drain },
+	{ "read of an inotify instance", EVENT, mk_inotify, e_inotify, ev_inotify },
 	{ "read of a timerfd", REL, 0, c_timerfd, 0 }, { "read of an absolute timerfd", ABS, 0, c_timerfd_abs, 0 },
 	{ "flock", EVENT, mk_flock, e_flock, ev_flock }, { "flock shared", EVENT, mk_flock, e_flock_shared, ev_flock }, { "F_OFD_SETLKW", EVENT, mk_ofd, e_ofd, ev_ofd }, { "F_SETLKW", EVENT, mk_posix, e_posix, 0 },
 	{ "semop", EVENT, mk_sem, e_semop, up }, { "semop for zero", EVENT, mk_sem_one, e_semzero, down }, { "semtimedop", AGAIN, mk_sem, c_semtimedop, 0 }, { "semtimedop until ready", EVENT, mk_sem, e_semtimedop, up },
