@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 	"crpipe/stream"
@@ -18,6 +19,9 @@ import (
 // so that a task opens it when all tasks are made; as processes keep their numbers, the path stays right. Refused: a
 // file about a process outside of the tree, whose number will be somebody else's; about a dead one; and one that two
 // descriptor tables share, since each would open its own.
+//
+// A descriptor of a namespace (namespaces(7)) in which a process of the tree is, is opened again as a file of that process: it
+// is the namespace that the process is in then.
 //
 // Contents that were read but not used up yet are made anew by the kernel when the position is set.
 type procState struct {
@@ -30,11 +34,47 @@ type procState struct {
 // procRootIno is the inode of the root of every proc file system, PROC_ROOT_INO of include/linux/proc_fs.h.
 const procRootIno = 1
 
-func claimsProc(_ *object.Dumper, f *object.OpenFile) bool {
+func claimsProc(d *object.Dumper, f *object.OpenFile) bool {
+	if p, _ := namespacePath(d, f); p != "" {
+		return true
+	}
 	return fsType(f) == unix.PROC_SUPER_MAGIC && isPath(f.Link) && f.FD >= 0
 }
 
+// namespacePath returns, for a descriptor of a namespace, the path by which the process that has it can open it; "" when none
+// is known. By its own link a process can open only its own; by number only where numbers are the same for all.
+func namespacePath(d *object.Dumper, f *object.OpenFile) (string, error) {
+	kind, _, ok := strings.Cut(f.Link, ":[")
+	if !ok || f.FD < 0 || isPath(f.Link) || fsType(f) != unix.NSFS_MAGIC || isOPath(f) || strings.Contains(kind, "/") {
+		return "", nil
+	}
+	for _, p := range append([]*object.Process{f.Process}, d.Processes...) {
+		if p.Zombie {
+			continue
+		}
+		ino, err := procfs.Namespace(p.Leader().TID, kind)
+		if err != nil {
+			return "", err
+		}
+		switch {
+		case ino != f.Stat.Ino:
+		case p == f.Process:
+			return "/proc/self/ns/" + kind, nil
+		case p.Leader().TID == p.Leader().ID:
+			return fmt.Sprintf("/proc/%d/ns/%s", p.PID, kind), nil
+		}
+	}
+	return "", nil
+}
+
 func dumpProc(d *object.Dumper, f *object.OpenFile) (*procState, error) {
+	if p, err := namespacePath(d, f); err != nil || p != "" {
+		flags, err := dumpFlags(f)
+		if err != nil {
+			return nil, err
+		}
+		return &procState{Path: p, Flags: flags, Process: true}, notShared(d, f)
+	}
 	st, err := lookup(f.Process, f.Link)
 	if err != nil || st.Dev != f.Stat.Dev || st.Mode&unix.S_IFMT != f.Stat.Mode&unix.S_IFMT {
 		return nil, object.Unsupportedf("its path does not lead to it any more: the process that it is about is dead, or something was mounted over it")
@@ -51,18 +91,23 @@ func dumpProc(d *object.Dumper, f *object.OpenFile) (*procState, error) {
 	if s.Process, err = aboutProcess(d, f.Process, f.Link, &f.Stat); err != nil || !s.Process {
 		return s, err
 	}
+	return s, notShared(d, f)
+}
+
+// notShared refuses a file that more than one process has.
+func notShared(d *object.Dumper, f *object.OpenFile) error {
 	ix, err := indexOf(d)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if holders := ix.holders[f.View.ID]; len(holders) > 0 {
 		for _, h := range holders[1:] {
 			if h.Process != holders[0].Process {
-				return nil, object.Unsupportedf("a proc file about a process that pid %d and pid %d share cannot be checkpointed", holders[0].Process.PID, h.Process.PID)
+				return object.Unsupportedf("a proc file about a process, or a namespace, that pid %d and pid %d share cannot be checkpointed", holders[0].Process.PID, h.Process.PID)
 			}
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // aboutProcess says whether a path of a proc file system is about a process of the tree. It refuses one about any

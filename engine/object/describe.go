@@ -97,7 +97,7 @@ func describe(f *OpenFile) unkept {
 		return instead("a descriptor of the kind " + name)
 	}
 	if kind, number, ok := strings.Cut(f.Link, ":["); ok && !strings.HasPrefix(f.Link, "/") && strings.HasSuffix(number, "]") && kind != "pipe" && kind != "socket" {
-		return unkept{fmt.Sprintf("a namespace (%s), which the restore makes anew or has of its own,", kind), "close it before the dump; the processes stay in their namespaces without"}
+		return unkept{fmt.Sprintf("a namespace (%s) in which no process of the tree is, or opened with O_PATH,", kind), "dump a process that is in it too, or close it before the dump"}
 	}
 	switch strings.TrimSuffix(f.Link, " (deleted)") {
 	case "/secretmem":
