@@ -97,6 +97,52 @@ func TestSocketGettersAreAll(t *testing.T) {
 	}
 }
 
+// tcpNotState are names of TCP that are no state of a socket that is kept, by what they are.
+var tcpNotState = map[string]*regexp.Regexp{
+	"is for a restore alone":    regexp.MustCompile(`^TCP_(REPAIR|REPAIR_QUEUE|REPAIR_OPTIONS|QUEUE_SEQ)$`),
+	"is refused":                regexp.MustCompile(`^TCP_(ULP|MD5SIG|MD5SIG_EXT|AO_(ADD|DEL)_KEY)$`),
+	"does nothing in Linux":     regexp.MustCompile(`^TCP_(THIN_DUPACK|COOKIE_TRANSACTIONS)$`),
+	"is a value, not an option": regexp.MustCompile(`^TCP_(NLA|ACCECN|BPF|CA|COOKIE|FLAG|ENCAP|S_DATA|RECEIVE_ZEROCOPY|REPAIR_O|MD5SIG_(FLAG|MAX)|AO_(KEYF|MAX)|V[46]_FLOW)_?.*|^TCP_(CM_INQ|DATA_OFFSET|MAXWIN|MAX_WINSHIFT|MSS.*|NO_QUEUE|QUEUES_NR|RECV_QUEUE|SEND_QUEUE|RESERVED_BITS)$`),
+}
+
+// TestTCPGettersAreAll is the same for TCP, by the table of options of its kind.
+func TestTCPGettersAreAll(t *testing.T) {
+	table, err := os.ReadFile(filepath.Join(harness.Root(), "engine", "sockets", "tcp_options.go"))
+	if os.IsNotExist(err) {
+		t.Skip("TCP sockets are not kept")
+	}
+	out, err2 := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
+	if err != nil || err2 != nil {
+		t.Fatal(err, err2)
+	}
+	kept := map[string]bool{}
+	for _, m := range regexp.MustCompile(`"(TCP_[A-Z0-9_]+)"`).FindAllStringSubmatch(string(table), -1) {
+		kept[m[1]] = true
+	}
+	found := map[string]bool{}
+	for _, h := range []string{filepath.Join(strings.TrimSpace(string(out)), "unix", "zerrors_linux.go"), filepath.Join(strings.TrimSpace(string(out)), "unix", "ztypes_linux.go"), "/usr/include/linux/tcp.h"} {
+		text, err := os.ReadFile(h)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^(?:#\s*define)?\s+(TCP_[A-Z0-9_]+)\b`).FindAllStringSubmatch(string(text), -1) {
+			found[m[1]] = true
+		}
+	}
+	if len(found) < 60 || len(kept) < 15 {
+		t.Errorf("only %d names in the headers, %d in the table", len(found), len(kept))
+	}
+	for n := range found {
+		known := kept[n] || harness.IgnoredSockopts()[n] != "" || harness.NotAskedSockopts()[n] != ""
+		for _, re := range tcpNotState {
+			known = known || re.MatchString(n)
+		}
+		if !known {
+			t.Errorf("%s: is it kept? Put it into engine/sockets/tcp_options.go, or on one of the lists here or in test/harness/sockopts.go", n)
+		}
+	}
+}
+
 // TestSockoptsAreSet: the fixture has set what it says, but for what only other kinds of sockets take.
 func TestSockoptsAreSet(t *testing.T) {
 	harness.NeedRoot(t)
