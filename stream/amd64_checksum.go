@@ -2,14 +2,16 @@
 
 package stream
 
-import "sync"
+import (
+	"sync"
+
+	"crpipe/internal/cpuid"
+)
 
 // foldBlocks adds the blocks of p, a multiple of foldWidth bytes, to acc.
 //
 //go:noescape
 func foldBlocks(acc *[foldWidth]byte, p []byte, by *[8]uint64)
-
-func cpuid(leaf, sub uint32) (a, b, c, d uint32)
 
 func xgetbv() (eax uint32)
 
@@ -22,12 +24,12 @@ var canFold = sync.OnceValue(func() bool {
 		vpclmulqdq = 1 << 10 // leaf 7, ECX
 		states     = 0xe6    // SSE, AVX, and the three of AVX-512
 	)
-	if last, _, _, _ := cpuid(0, 0); last < 7 {
+	if last, _, _, _ := cpuid.Ask(0, 0); last < 7 {
 		return false
 	}
-	if _, _, c, _ := cpuid(1, 0); c&osxsave == 0 || xgetbv()&states != states {
+	if _, _, c, _ := cpuid.Ask(1, 0); c&osxsave == 0 || xgetbv()&states != states {
 		return false
 	}
-	_, b, c, _ := cpuid(7, 0)
+	_, b, c, _ := cpuid.Ask(7, 0)
 	return b&avx512f != 0 && c&vpclmulqdq != 0
 })

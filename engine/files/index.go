@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -85,26 +84,19 @@ func (use *pipeUse) look(ix *index, v kernelview.View) error {
 	return nil
 }
 
-// The index of the last dump. A Dumper has no place for what a family wants to remember of the tree as a whole, and a
-// command makes one dump.
-var lastIndex struct {
-	sync.Mutex
-	of *object.Dumper
-	ix *index
-}
+// noted is the index of a dump.
+type noted struct{ ix *index }
 
 func indexOf(d *object.Dumper) (*index, error) {
-	lastIndex.Lock()
-	defer lastIndex.Unlock()
-	if lastIndex.of == d {
-		return lastIndex.ix, nil
+	n := object.Note[noted](d.Root)
+	if n.ix == nil {
+		ix, err := buildIndex(d)
+		if err != nil {
+			return nil, err
+		}
+		n.ix = ix
 	}
-	ix, err := buildIndex(d)
-	if err != nil {
-		return nil, err
-	}
-	lastIndex.of, lastIndex.ix = d, ix
-	return ix, nil
+	return n.ix, nil
 }
 
 // Holders returns every descriptor of the tree that leads to the open file.
@@ -114,15 +106,6 @@ func Holders(d *object.Dumper, file kernelview.ID) ([]Holder, error) {
 		return nil, err
 	}
 	return ix.holders[file], nil
-}
-
-// Forget lets go of what was remembered of the dump d.
-func Forget(d *object.Dumper) {
-	lastIndex.Lock()
-	defer lastIndex.Unlock()
-	if lastIndex.of == d {
-		lastIndex.of, lastIndex.ix = nil, nil
-	}
 }
 
 func buildIndex(d *object.Dumper) (*index, error) {

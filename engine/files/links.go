@@ -6,7 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,46 +18,51 @@ import (
 // directory where it was, below that, then in the one above and below that, up to the mount point. Reading a directory shows inode
 // numbers; only what has the file's is looked at.
 
-// searchEntries bounds a search: some tenths of a second, for which the tree stands still.
-var searchEntries = 200_000
+// What all searches of one dump may cost, for the tree stands still meanwhile. A name that is not found in that time is one that the
+// kernel does not tell: the file is refused.
+var (
+	searchEntries = 200_000                // names in one search
+	searchTime    = 500 * time.Millisecond // of all together
+)
 
-// found are the results of searches in this dump: a file may be open many times.
-var found struct {
-	sync.Mutex
-	of    *object.Process // of the last search: a root process is of one dump only
+// found are the results of searches in a dump: a file may be open many times.
+type found struct {
 	names map[removedKey]string
+	spent time.Duration
 }
 
 // otherName returns another path of the file, "" when none was found.
 func otherName(f *object.OpenFile, dir string) string {
-	root := f.Process
-	for root.Parent != nil {
-		root = root.Parent
-	}
-	found.Lock()
-	defer found.Unlock()
-	if found.of != root {
-		found.of, found.names = root, map[removedKey]string{}
-	}
+	all := object.Note[found](f.Process)
 	key := removedKey{uint64(f.Stat.Dev), f.Stat.Ino}
-	name, known := found.names[key]
-	if !known {
-		s := linkSearch{f: f, left: searchEntries}
-		name = s.around(dir)
-		found.names[key] = name
+	name, known := all.names[key]
+	if known {
+		return name
 	}
+	begin := time.Now()
+	s := linkSearch{f: f, left: searchEntries, until: begin.Add(searchTime - all.spent)}
+	name = s.around(dir)
+	all.spent += time.Since(begin)
+	if all.names == nil {
+		all.names = map[removedKey]string{}
+	}
+	all.names[key] = name
 	return name
 }
 
 type linkSearch struct {
-	f    *object.OpenFile
-	left int
+	f     *object.OpenFile
+	left  int
+	until time.Time
 }
+
+// over says whether the search has cost enough.
+func (s *linkSearch) over() bool { return s.left <= 0 || time.Now().After(s.until) }
 
 // around searches dir and below it, then the directories above and below them.
 func (s *linkSearch) around(dir string) string {
 	for done := ""; ; dir = path.Dir(dir) {
-		if p := s.below(dir, done); p != "" || dir == "/" || s.left <= 0 {
+		if p := s.below(dir, done); p != "" || dir == "/" || s.over() {
 			return p
 		}
 		done = dir
@@ -79,8 +84,11 @@ func (s *linkSearch) below(dir, done string) string {
 		}
 	}
 	for _, e := range entries {
-		if e.kind != unix.DT_DIR || s.left <= 0 {
+		if e.kind != unix.DT_DIR {
 			continue
+		}
+		if s.over() {
+			return ""
 		}
 		p := path.Join(dir, e.name)
 		if p == done {
@@ -116,7 +124,7 @@ func (s *linkSearch) read(dir string) []dirEntry {
 	}
 	var all []dirEntry
 	buf := make([]byte, 64<<10)
-	for len(all) < s.left {
+	for len(all) < s.left && !s.over() {
 		n, err := unix.Getdents(fd.Int(), buf)
 		if err != nil || n <= 0 {
 			break

@@ -131,7 +131,7 @@ func pathOf(f *object.OpenFile) (string, error) {
 		return p, nil
 	}
 	return "", &object.Unsupported{
-		What: fmt.Sprintf("its name was removed, but %d other names of it remain in places that the kernel does not tell, not among the %d nearest", f.Stat.Nlink, searchEntries),
+		What: fmt.Sprintf("its name was removed, but %d other names of it remain in places that the kernel does not tell, not among the %d nearest or not found in %v", f.Stat.Nlink, searchEntries, searchTime),
 		Do:   "remove the other hard links, or make one of them in " + path.Dir(name),
 	}
 }

@@ -1,6 +1,8 @@
 package object
 
 import (
+	"reflect"
+
 	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
@@ -20,8 +22,9 @@ type Process struct {
 	Job     JobState
 
 	// What the families found; zero until they ran.
-	Memory                          any        // what package memory keeps of the address space between its steps
-	MM, Files, FS, Sighand, Session stream.Ref // Session: a session keyring of its own
+	Memory                          any                  // what package memory keeps of the address space between its steps
+	notes                           map[reflect.Type]any // of the root: see Note
+	MM, Files, FS, Sighand, Session stream.Ref           // Session: a session keyring of its own
 }
 
 // JobState is what job control had done to a process before the freeze (signal numbers; zero: nothing).

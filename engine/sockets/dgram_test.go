@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crpipe/engine/files"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/object"
 	"crpipe/stream"
@@ -26,7 +25,6 @@ func image(t *testing.T, v kernelview.View, fds ...int) ([]byte, error) {
 	p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: unix.Gettid()}}}
 	d := &object.Dumper{View: v, Kinds: testKinds, Root: p, Processes: []*object.Process{p}}
 	defer d.Close()
-	defer files.Forget(d)
 	for _, fd := range fds {
 		tables, err := v.Files([]int{unix.Gettid()})
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 
 	"crpipe/arch"
+	"crpipe/internal/cpuid"
 )
 
 // frameSize is sizeof(struct pt_regs): the first 21 words of struct
@@ -201,18 +202,18 @@ type component struct {
 
 // components asks the processor (CPUID leaf 0xd).
 func components() (all [64]component) {
-	if most, _, _, _ := cpuid(0, 0); most < 0xd {
+	if most, _, _, _ := cpuid.Ask(0, 0); most < 0xd {
 		return all
 	}
 	// Only what there is: in a virtual machine each question is an exit.
-	userLow, _, _, userHigh := cpuid(0xd, 0)
-	_, _, ownLow, ownHigh := cpuid(0xd, 1)
+	userLow, _, _, userHigh := cpuid.Ask(0xd, 0)
+	_, _, ownLow, ownHigh := cpuid.Ask(0xd, 1)
 	there := uint64(userLow|ownLow) | uint64(userHigh|ownHigh)<<32
 	for bit := 2; bit < 63; bit++ {
 		if there>>bit&1 == 0 {
 			continue
 		}
-		size, offset, c, _ := cpuid(0xd, uint32(bit))
+		size, offset, c, _ := cpuid.Ask(0xd, uint32(bit))
 		all[bit] = component{offset: offset, size: size, align: c>>1&1 != 0}
 		if c&1 != 0 { // one of the supervisor's: not in the standard form
 			all[bit].offset = 0
@@ -226,7 +227,7 @@ func components() (all [64]component) {
 func processor() []byte {
 	var out []byte
 	for _, leaf := range [][2]uint32{{0, 0}, {1, 0}, {7, 0}, {7, 1}, {0xd, 0}, {0xd, 1}} {
-		a, b, c, d := cpuid(leaf[0], leaf[1])
+		a, b, c, d := cpuid.Ask(leaf[0], leaf[1])
 		if leaf[0] == 1 {
 			b = 0 // the number of the processor that we are on
 		}
@@ -236,6 +237,3 @@ func processor() []byte {
 	}
 	return out
 }
-
-// cpuid is the instruction.
-func cpuid(leaf, sub uint32) (a, b, c, d uint32)
