@@ -1,7 +1,9 @@
 package sockets
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -381,24 +383,8 @@ func (m *madeQueue) give(fd int, packet []byte) error {
 	if err := m.setPktinfo(fd, run.Pktinfo); err != nil {
 		return err
 	}
-	// Among sockets that share a port the one that is connected to the sender gets what that sends.
-	if len(m.socket.Peer) > 0 || find(m.socket.Common.Options, "SO_REUSEADDR") != nil || find(m.socket.Common.Options, "SO_REUSEPORT") != nil {
-		source := p.source
-		if len(source) == 4 && m.socket.Family == unix.AF_INET6 {
-			source = mapped(source)
-		}
-		if p.sourcePort == 0 {
-			return object.BadImagef("an unread datagram from port 0 of %s to a socket that shares its port", printAddress(p.source, 0))
-		}
-		if at := fmt.Sprint(source, p.sourcePort, p.dest, index); at != m.aimed {
-			if err := m.forget(fd); err != nil { // the address that it chose for the last one may not do for this one
-				return err
-			}
-			m.aimed = at
-			if err := connectTo(fd, source, p.sourcePort, index); err != nil {
-				return err
-			}
-		}
+	if err := m.aim(fd, p, index); err != nil {
+		return err
 	}
 	before, err := memoryOf(fd)
 	if err != nil {
@@ -422,6 +408,44 @@ func (m *madeQueue) give(fd int, packet []byte) error {
 				Do: "see whether a firewall (nft list ruleset) drops it on the loopback device"}
 		}
 	}
+}
+
+// aim connects a socket that may share its port with others to the sender of a datagram: among them the one that is connected to it
+// gets what it sends. Where the address that the connection chooses is not the one to which the datagram was sent it stays without:
+// then the datagram comes to the right one only if that is alone.
+func (m *madeQueue) aim(fd int, p *datagram, index uint32) error {
+	if len(m.socket.Peer) == 0 && find(m.socket.Common.Options, "SO_REUSEADDR") == nil && find(m.socket.Common.Options, "SO_REUSEPORT") == nil {
+		return nil
+	}
+	source, dest := p.source, p.dest
+	if len(source) == 4 && m.socket.Family == unix.AF_INET6 {
+		source, dest = mapped(source), mapped(dest)
+	}
+	at := fmt.Sprint(source, p.sourcePort, dest, index)
+	if at == m.aimed {
+		return nil
+	}
+	if err := m.forget(fd); err != nil { // the address that it chose for the last one may not do for this one
+		return err
+	}
+	if p.sourcePort == 0 {
+		return nil
+	}
+	var lacking *object.Lacking
+	if err := connectTo(fd, source, p.sourcePort, index); errors.As(err, &lacking) {
+		return nil // no way to the sender
+	} else if err != nil {
+		return err
+	}
+	m.aimed = at
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return fmt.Errorf("asking for the address of a socket: %w", err)
+	}
+	if addr, _, _ := splitAddress(local); !bytes.Equal(addr, dest) {
+		return m.forget(fd)
+	}
+	return nil
 }
 
 func mapped(addr []byte) []byte {

@@ -295,6 +295,9 @@ func TestDatagramsBack(t *testing.T) {
 	if err := unix.Connect(fds[len(fds)-1], &unix.SockaddrInet4{Addr: [4]byte{127, 0, 1, 2}, Port: 901}); err != nil {
 		t.Fatal(err)
 	}
+	// Sent to another address of the machine than a connection to the sender would have.
+	add(&unix.SockaddrInet4{Port: 5005}, unix.SO_REUSEADDR)
+	send(&unix.SockaddrInet4{Addr: [4]byte{127, 5, 5, 5}, Port: 5005}, 4)
 	again(t, v, fds...)
 }
 
