@@ -22,6 +22,7 @@ import (
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 	"crpipe/engine/terminals"
 	"crpipe/stream"
@@ -39,7 +40,9 @@ type DumpOptions struct {
 	// the kernel, is refused unless External names it.
 	Container bool
 	// IPC are the System V objects in the caller's IPC namespace that belong to the tree: "all", TYPE:ID or TYPE:0xKEY.
-	IPC      []string
+	IPC []string
+	// TCP is what becomes of TCP connections: "keep" (or empty), "drop", "listen-only".
+	TCP      string
 	DryRun   bool      // look and refuse, but write nothing
 	Plan     io.Writer // with DryRun: what would be dumped, one object a line
 	Source   string    // of what only the kernel knows: "bpf", "classical"; empty: the best there is
@@ -52,6 +55,8 @@ type DumpOptions struct {
 	Guard *Guardian
 	// View is what StartView returned, or nil.
 	View *View
+
+	patient bool // what passes by itself is waited for
 }
 
 // Dump writes the image of a tree. It leaves the tree as it found it, or, with Kill, ends it once the whole image has
@@ -74,6 +79,7 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	}
 	begin := time.Now()
 	for pause := time.Millisecond; ; pause *= 2 {
+		o.patient = o.Ticket == nil && time.Since(begin) < transientTime
 		err := dumpOnce(ctx, w, a, view, &o, o.Ticket != nil || time.Since(begin) > vforkTime)
 		var vfork *vforkError
 		var passing *passingError
@@ -137,9 +143,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		v.SetRemote(&remote{held: held, arch: a})
 	}
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
-		Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+		TCP: o.TCP, Kill: o.Kill, Patient: o.patient, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
+	defer func() { err = errors.Join(err, sockets.Unhold(d)) }()
 	if err := lookAtTree(d, held, keepVforks); err != nil {
 		return err
 	}
@@ -148,6 +155,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		if errors.As(err, &refused) && refused.Pass() {
 			return &passingError{err}
 		}
+		return err
+	}
+	lasting, err := sockets.LooksDone(d)
+	if err != nil {
 		return err
 	}
 	if o.DryRun {
@@ -172,7 +183,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	}
 	if o.Kill {
 		gone = true
-		err := held.Kill()
+		err := endTree(d, held, lasting)
 		for _, f := range d.Ended {
 			if err == nil {
 				err = f()
@@ -181,6 +192,28 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		return err
 	}
 	return nil
+}
+
+// endTree ends the processes, and with them their TCP connections, of which nobody hears: they go on elsewhere. lasting is the hold
+// that outlives this process, "" for none.
+func endTree(d *object.Dumper, held *treeHold, lasting string) error {
+	if lasting != "" {
+		// From here on, and until the kill is under way, the guard undoes it too.
+		err := held.guard.alsoUnhold(lasting)
+		if err == nil {
+			err = failpoint.After("dump.held", sockets.KeepHeld(d))
+		}
+		if err != nil {
+			return errors.Join(err, sockets.DropHeld(lasting), held.Release())
+		}
+	}
+	if err := held.Kill(); err != nil {
+		if lasting != "" && !held.ending {
+			err = errors.Join(err, sockets.DropHeld(lasting))
+		}
+		return err // its sockets may be in use
+	}
+	return sockets.EndTCP(d)
 }
 
 // lookAtTree finds out everything but the bulk, and refuses what cannot be kept.
@@ -192,6 +225,14 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 		return err
 	}
 	if err := failpoint.After("look.checks", checkTree(d)); err != nil {
+		return err
+	}
+	err := failpoint.After("look.network", sockets.HoldTCP(d))
+	var pending *sockets.PendingError
+	if errors.As(err, &pending) && d.Patient {
+		return fmt.Errorf("%w: %w", err, errTransient)
+	}
+	if err != nil && pending == nil { // else they are refused, or given up
 		return err
 	}
 	if d.Container {

@@ -91,6 +91,7 @@ type treeHold struct {
 	fresh  bool // frozen by this process, which lets it go on in the end
 	tracer *tracee.Tracer
 	guard  *Guardian
+	ending bool // the tree is being ended: by the guard if not by this process
 
 	// Of a hold without ptrace stops: who is held, and how they stood when it began.
 	view  kernelview.RegisterView
@@ -169,6 +170,7 @@ func (h *treeHold) Kill() error {
 	if err := failpoint.After("kill.told", h.guard.journal(cureKill)(h.State())); err != nil {
 		return errors.Join(err, h.Release())
 	}
+	h.ending = true
 	err := h.Held.Kill()
 	h.tracer.Close()
 	if err != nil {

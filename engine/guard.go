@@ -14,6 +14,7 @@ import (
 
 	"crpipe/engine/internal/beside"
 	"crpipe/engine/internal/freezer"
+	"crpipe/engine/sockets"
 )
 
 // A command that stops other people's processes has a guard: a process of its own (package beside) that waits for the
@@ -40,6 +41,8 @@ const (
 type entry struct {
 	Cure  cure           `json:"cure"`
 	State *freezer.State `json:"state,omitempty"`
+	// Unhold is a hold of TCP connections that is to be lifted before.
+	Unhold string `json:"unhold,omitempty"`
 }
 
 // A Guardian is the command's side of its guard. A nil one, of an unguarded process, does nothing.
@@ -48,6 +51,7 @@ type Guardian struct {
 	err     error
 
 	mu      sync.Mutex
+	last    entry
 	watch   *beside.Watch
 	telling bool // something is to be undone
 	waiting bool // awaitDeath runs
@@ -92,7 +96,17 @@ func StartGuard(args []string) *Guardian {
 
 // journal returns the function that writes down what to do about a state.
 func (g *Guardian) journal(c cure) func(*freezer.State) error {
-	return func(st *freezer.State) error { return g.tell(entry{c, st}) }
+	return func(st *freezer.State) error { return g.tell(entry{Cure: c, State: st}) }
+}
+
+// alsoUnhold adds a hold of TCP connections to what is to be undone, until the tree is being ended.
+func (g *Guardian) alsoUnhold(name string) error {
+	if g == nil {
+		return nil
+	}
+	e := g.last
+	e.Unhold = name
+	return g.tell(e)
 }
 
 // Clear says that nothing has to be undone any more.
@@ -116,6 +130,7 @@ func (g *Guardian) tell(e entry) error {
 	if g.err != nil {
 		return g.err
 	}
+	g.last = e
 	b, err := json.Marshal(e)
 	if err == nil {
 		err = g.watch.Write(b)
@@ -162,6 +177,11 @@ func (g *Guardian) expectMoves(soon bool) {
 
 // runCure does what a dead command left to do.
 func runCure(e entry) error {
+	if e.Unhold != "" {
+		unhold := sockets.DropHeld(e.Unhold)
+		e.Unhold = ""
+		return errors.Join(unhold, runCure(e))
+	}
 	switch e.Cure {
 	case cureThaw:
 		return freezer.Thaw(e.State, freezer.ThawOptions{Partial: true})

@@ -30,6 +30,7 @@ func fileKinds() []object.FileKind {
 		sockets.PacketKind,
 		terminals.MasterKind,
 		terminals.SlaveKind,
+		sockets.TCPKind,
 		files.ProcKind,
 		files.OPathKind,
 		files.DeviceKind,
@@ -72,6 +73,7 @@ func otherKinds() []object.Kind {
 		tasks.FilterKind,
 		tasks.KeyringKind,
 		tasks.ThreadKind,
+		sockets.HoldObject,
 	}, memory.Kinds()...)
 }
 

@@ -114,6 +114,10 @@ func fieldNames(t reflect.Type) []string {
 		if !t.Field(i).IsExported() {
 			continue
 		}
+		if t.Field(i).Anonymous {
+			names = append(names, fieldNames(t.Field(i).Type)...)
+			continue
+		}
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("msgpack"), ",")
 		names = append(append(names, name), fieldNames(t.Field(i).Type)...)
 	}
@@ -198,7 +202,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", "hold.tcp", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -314,6 +318,7 @@ var witness = map[stream.Type]string{
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
 	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c",
+	"file.socket.tcp": "tcp.c", "hold.tcp": "func TestTCPMigration",
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",
 }
 

@@ -32,3 +32,11 @@ func (rs *restoration) enterNames() error {
 	}
 	return nil
 }
+
+// inNetwork runs f in the network namespace of the tree, whose tasks are there.
+func (rs *restoration) inNetwork(f func() error) error {
+	if len(object.All[namespaces.Net](rs.plan)) == 0 {
+		return f()
+	}
+	return namespaces.InNet(rs.procs[0].task.Tid, f)
+}

@@ -17,6 +17,7 @@ import (
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 	"crpipe/stream"
 )
@@ -420,6 +421,9 @@ func (rs *restoration) letGo() (*Restored, error) {
 	}); err != nil {
 		return nil, err
 	}
+	if err := failpoint.After("restore.released", sockets.ReleaseTCP(rs.r)); err != nil {
+		return nil, err
+	}
 	var roots []int
 	for _, p := range rs.procs {
 		if p.state.Parent == 0 {
@@ -458,6 +462,9 @@ func (rs *restoration) letGo() (*Restored, error) {
 	}
 	rs.committed = true
 	made.foreground.changed()
+	if err := sockets.ReleasedTCP(rs.r); err != nil {
+		rs.o.Warn(fmt.Sprintf("the processes run, but letting the packets of their TCP connections pass failed: %v", err))
+	}
 	if rs.o.Frozen {
 		err := failpoint.After("restore.awaited", ticket.state.AwaitFrozen(0))
 		if err == nil {

@@ -18,6 +18,7 @@ import (
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
+	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 	"crpipe/engine/terminals"
 	"crpipe/stream"
@@ -32,6 +33,7 @@ type RestoreOptions struct {
 	Inherit map[string]int // descriptors of the caller for external objects, by name
 	// AllowChanged are patterns of the paths of files that may have changed since the dump.
 	AllowChanged []string
+	DropTCP      bool // every TCP connection comes back as one that its peer has reset
 	// StdinTaken says that the image comes from standard input: with Wait that is not given to the tree.
 	StdinTaken bool
 	// Groups are the caller's supplementary groups where it cannot find them out itself: in a user namespace in which they have no
@@ -376,6 +378,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := failpoint.After("restore.filled", rs.fill(ctx, reader, first)); err != nil {
 		return err
 	}
+	if err := failpoint.After("restore.connected", rs.inNetwork(func() error { return sockets.ConnectTCP(rs.r) })); err != nil {
+		return err
+	}
 	report(rs.o.Progress, "finishing", 0)
 	if err := rs.finishSysV(); err != nil {
 		return err
@@ -430,7 +435,7 @@ func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, firs
 // first task has been started there.
 func (rs *restoration) makeObjects() error {
 	var warning sync.Mutex // files are opened by several threads
-	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, AllowChanged: rs.o.AllowChanged, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
+	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, AllowChanged: rs.o.AllowChanged, DropTCP: rs.o.DropTCP, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
 		PoolBase: files.MaxFD(rs.plan) + 1,
 		Warn: func(format string, args ...any) {
 			warning.Lock()
@@ -532,6 +537,9 @@ func (rs *restoration) close() {
 	rs.tracer.Close()
 	if rs.r != nil {
 		rs.r.Close()
+		if !rs.committed {
+			sockets.UndoneTCP(rs.r)
+		}
 	}
 	if rs.compat != nil {
 		rs.compat.close()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"crpipe/test/harness"
 )
@@ -209,6 +211,7 @@ func TestFailpoints(t *testing.T) {
 	t.Run("dump-large", func(t *testing.T) { walkLarge(t, seen) })
 	t.Run("dump-container", func(t *testing.T) { walkContainer(t, seen) })
 	t.Run("dump-kill-v2", func(t *testing.T) { walkDumpKill(t, seen, "v2") })
+	t.Run("dump-kill-tcp", func(t *testing.T) { walkTCP(t, seen) })
 	t.Run("storm", func(t *testing.T) { walkStorm(t, seen) })
 	for _, way := range []string{"v2", "v1", "sigstop"} {
 		t.Run("dump-ticket-"+way, func(t *testing.T) { walkTicket(t, seen, way) })
@@ -394,6 +397,41 @@ func walkDumpKill(t *testing.T, seen walked, way string) {
 	w.verify = func(r attempt) { t.Helper(); w.brought(r, "image") }
 	w.all()
 	j.Finish()
+}
+
+// walkTCP has a connection with the outside, which goes on whatever happens to the command.
+func walkTCP(t *testing.T, seen walked) {
+	j := harness.StartFixture(t, "teller", harness.Options{Args: []string{"127.0.0.1"}})
+	port, err := os.ReadFile(filepath.Join(j.Dir, "port"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp4", "127.0.0.1:"+strings.TrimSpace(string(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := count(conn.(*net.TCPConn))
+	w := seen.new(t, j, "kill", "cr-dump", "--kill", "-o", j.Image("image"), strconv.Itoa(j.Pid))
+	w.tasks = len(j.Tasks())
+	w.prepare = func() { _ = os.Remove(j.Image("image")) }
+	w.want = func(name string) bool { return among(name, "look.network dump.committed dump.held kill.") }
+	w.verify = func(r attempt) {
+		t.Helper()
+		if j.Settled(harness.Patience) == 0 {
+			j.WaitGone()
+			j.Check("image")
+			j.RestoreSh("cr-restore < image > restored")
+		} else if r.status == 0 {
+			t.Errorf("%v, and the tree is there", r)
+		}
+		c.goesOn(t)
+	}
+	w.all()
+	close(c.stop)
+	if err := <-c.done; err != nil {
+		t.Error(err)
+	}
+	j.Verdict(30 * time.Second)
 }
 
 func walkThawKill(t *testing.T, seen walked) {

@@ -21,6 +21,7 @@ type dump struct {
 	External  []string      `placeholder:"NAME" sep:"none" help:"Take what /proc shows under NAME (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr) for something outside the tree, to be given back at restore. May be repeated."`
 	Container bool          `help:"The tree is a whole container: refuse whatever it shares with the outside, by the counts in the kernel, unless --external names it."`
 	IPC       []string      `name:"ipc" placeholder:"WHAT" sep:"none" help:"Also take a System V object of the shared IPC namespace: shm:, sem: or msg: with an id or 0xKEY, or all. May be repeated."`
+	TCP       string        `name:"tcp" enum:"keep,drop,listen-only" default:"keep" help:"What becomes of TCP connections: keep (they go on in the restored processes), drop (they come back reset) or listen-only (refuse a tree that has one)."`
 	Freezer   string        `enum:",v2,v1,sigstop" default:"" placeholder:"WAY" help:"Stop by v2 or v1 (the cgroup freezers) or sigstop instead of the best that works."`
 	Source    string        `enum:",bpf,classical" default:"" placeholder:"SOURCE" help:"Learn what only the kernel knows by bpf (root; nothing is executed in the processes) or the classical way (as an ordinary user) instead of the best that works."`
 	Timeout   time.Duration `default:"10s" help:"Give up and let everything go on when it does not stand still in time (10s)."`
@@ -53,7 +54,7 @@ func (c *dump) Run(app *cli.App) error {
 		return err
 	}
 	o := engine.DumpOptions{
-		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External, Container: c.Container, IPC: c.IPC,
+		PIDs: c.PIDs, Kill: c.Kill, Freezer: c.Freezer, Source: c.Source, Timeout: c.Timeout, External: c.External, Container: c.Container, IPC: c.IPC, TCP: c.TCP,
 		DryRun: c.DryRun, Guard: c.guardian, View: c.view, Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	content := cli.Binary

@@ -21,6 +21,7 @@ type restore struct {
 	PIDFile string   `name:"pid-file" placeholder:"FILE" help:"Write the pid of the root process to FILE."`
 	Inherit []string `placeholder:"NAME=FD" sep:"none" help:"Give descriptor FD for the external file NAME of the image (pipe:[4711], /dev/pts/3, or stdin, stdout, stderr). May be repeated."`
 	Changed []string `name:"allow-changed" placeholder:"PATTERN" sep:"none" help:"Accept that files whose paths match PATTERN have changed or grown since the dump. May be repeated."`
+	TCP     string   `name:"tcp" enum:"keep,drop" default:"keep" help:"What becomes of TCP connections: keep, or drop (they come back reset)."`
 	UserNS  bool     `name:"userns" help:"Make the processes in a new user and pid namespace, in which an ordinary user may choose their pids."`
 	Verbose bool     `short:"v" help:"Say what is being done."`
 	cli.ProgressFlags
@@ -80,7 +81,7 @@ func (c *restore) Run(app *cli.App) error {
 	}
 	var guardian *engine.Guardian
 	o := engine.RestoreOptions{
-		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, AllowChanged: c.Changed, StdinTaken: c.Input == "" || c.Input == "-",
+		Frozen: c.Frozen, Wait: c.Wait, DryRun: c.DryRun, Inherit: inherit, AllowChanged: c.Changed, DropTCP: c.TCP == "drop", StdinTaken: c.Input == "" || c.Input == "-",
 		Warn: app.Warn, Progress: func(p engine.Progress) { app.Progress(p.Phase, p.Pages) },
 	}
 	if c.DryRun {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -224,4 +225,22 @@ func (s *Net) Make() error {
 		return fmt.Errorf("setting up lo: %w", err)
 	}
 	return nil
+}
+
+// HasNet says whether the tree is in another network namespace than the caller.
+func HasNet(d *object.Dumper) (bool, error) { return ownNamespace(d, "net") }
+
+// InNet runs f in the network namespace of a task, on a thread of its own.
+func InNet(tid int, f func() error) error {
+	fd, err := sys.Open("/proc/"+strconv.Itoa(tid)+"/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening a network namespace: %w", err)
+	}
+	defer fd.Close() //nolint:errcheck // only entered
+	return onThread(func() error {
+		if err := unix.Setns(fd.Int(), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering a network namespace: %w", err)
+		}
+		return f()
+	})
 }

@@ -42,6 +42,13 @@ type Dumper struct {
 	IPC      any
 	// Ended is done when the tree has been ended (--kill): what it leaves behind goes too.
 	Ended []func() error
+	// TCP is what becomes of TCP connections (--tcp), Kill that the dump ends the processes. Sockets is what package sockets keeps between
+	// its steps.
+	TCP     string
+	Kill    bool
+	Sockets any
+	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.
+	Patient bool
 
 	records  []record
 	links    []record

@@ -49,6 +49,23 @@ func NewFileKind[S any](t stream.Type, claims func(*Dumper, *OpenFile) bool,
 	}
 }
 
+// NewContentFileKind is NewFileKind for files with contents that no other object has: contents is called with the reference of each
+// file that dump has looked at, and adds them (Dumper.AddBulk).
+func NewContentFileKind[S any](t stream.Type, claims func(*Dumper, *OpenFile) bool, dump func(*Dumper, *OpenFile) (*S, error),
+	contents func(*Dumper, stream.Ref, *S), restore func(*Restorer, stream.Ref, *S) (int, error)) FileKind {
+	k := NewFileKind(t, claims, dump, restore)
+	k.dump = func(d *Dumper, f *OpenFile) (stream.Ref, error) {
+		s, err := dump(d, f)
+		if err != nil {
+			return stream.Ref{}, err
+		}
+		ref := d.Add(t, s)
+		contents(d, ref, s)
+		return ref, nil
+	}
+	return k
+}
+
 func decodeInto[S any](r *stream.Record) (any, error) {
 	s := new(S)
 	if err := r.Decode(s); err != nil {

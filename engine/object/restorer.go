@@ -25,6 +25,8 @@ type Restorer struct {
 	Warn    func(format string, args ...any)
 	// AllowChanged are patterns (--allow-changed) of the paths of files that may have changed since the dump.
 	AllowChanged []string
+	// DropTCP (--tcp drop) has every TCP connection come back as one that its peer has reset.
+	DropTCP bool
 	// StdinTaken says that cr-restore reads the image from its standard input, so that nobody else can.
 	StdinTaken bool
 

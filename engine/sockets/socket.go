@@ -228,7 +228,7 @@ func (c *Common) finish(fd int) error {
 		return err
 	}
 	if find(c.Options, "SO_BUF_LOCK") == nil { // setting the sizes has locked them
-		if err := sys.Setsockopt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, number(0)); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		if err := sys.Setsockopt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, number(0)); err != nil && !errors.Is(err, unix.ENOPROTOOPT) && !errors.Is(err, unix.EOPNOTSUPP) { // MPTCP has it not
 			return fmt.Errorf("setting SO_BUF_LOCK of a socket: %w", err)
 		}
 	}

@@ -29,6 +29,7 @@ var Names = []string{
 	"dump.opened",
 	"look.tree",
 	"look.checks",
+	"look.network", // packets of TCP connections are held back
 	"look.leaks",
 	"look.whole",
 	"look.process",
@@ -49,6 +50,7 @@ var Names = []string{
 	"dump.kept",
 	"dump.written",
 	"dump.committed",
+	"dump.held", // TCP connections are held beyond the end of the processes
 
 	// System calls in the tree, by the classical source.
 	"remote.loosened",  // what version 2 had frozen is thawed, and in ptrace stops
@@ -99,6 +101,7 @@ var Names = []string{
 	"restore.pages",
 	"restore.data",
 	"restore.filled",
+	"restore.connected", // TCP sockets have their addresses and queues
 	"restore.zombies",
 	"restore.processes",
 	"restore.outside",
@@ -110,6 +113,7 @@ var Names = []string{
 	"restore.timers",
 	"restore.watches",
 	"restore.final",
+	"restore.released",  // and are alive, but held back
 	"restore.told",      // the guard, of a tree that is left frozen
 	"restore.noted",     // or of one that is not, until all are untied
 	"restore.described", // the ticket is ready

@@ -11,3 +11,19 @@ func (v *classicalView) Socket(id ID) (Socket, error) {
 
 var missingSockets = &MissingError{What: "the queues of sockets, which only the kernel's memory tells",
 	Fix: "run as root on a kernel with BTF"}
+
+// TCPEnds is documented with View.
+func (v *classicalView) TCPEnds(id ID) (TCPEnds, error) {
+	if _, err := v.held(id, KindSocket); err != nil {
+		return TCPEnds{}, err
+	}
+	return TCPEnds{}, missingSockets
+}
+
+// TCP is documented with View.
+func (v *classicalView) TCP(id ID) (TCP, error) {
+	if _, err := v.held(id, KindSocket); err != nil {
+		return TCP{}, err
+	}
+	return TCP{}, missingSockets
+}

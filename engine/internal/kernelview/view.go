@@ -123,6 +123,9 @@ type View interface {
 	// SocketAsync tells the open files of a socket through which its owner is told
 	// by a signal (O_ASYNC). An error as of Pipe.
 	SocketAsync(file ID) (Maybe[[]Async], error)
+	// TCPEnds and TCP tell of a TCP or MPTCP socket: its ends alone, and all of it.
+	TCPEnds(file ID) (TCPEnds, error)
+	TCP(file ID) (TCP, error)
 }
 
 // ErrKind says that a file is not of the kind that was asked for, or that the

@@ -1,0 +1,297 @@
+package sockets
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/nethold"
+	"crpipe/engine/internal/sys"
+	"crpipe/engine/namespaces"
+	"crpipe/engine/object"
+	"crpipe/stream"
+)
+
+// What becomes of TCP connections (--tcp of cr-dump).
+const (
+	PolicyKeep   = "keep"
+	PolicyDrop   = "drop"
+	PolicyListen = "listen-only"
+)
+
+// Before the first socket is looked at, the packets of all connections of the tree are held back (package nethold): what is read of
+// one connection, and of both ends of one inside the tree, is of one moment then. A dump after which the processes go on lets the
+// packets pass as soon as everything has been read: they lose some time, and nothing else.
+//
+// A dump that ends the processes (--kill) holds the packets on. The sockets end without a word, because the dump keeps a descriptor
+// of each, which it puts into repair mode when the processes are dead (tcp_close in net/ipv4/tcp.c says nothing then). Connections
+// with the outside are held even longer, so that this machine does not answer "no such connection" before the restore: that hold
+// outlives cr-dump, and the record "hold.tcp" tells cr-restore its name.
+type tcpHold struct {
+	bound    *nethold.Hold
+	policy   string
+	kill     bool
+	ownNet   bool                  // the tree has a network namespace of its own, which it does not find again: its peers there are lost
+	inside   map[nethold.Conn]bool // connections whose other end is in the tree too
+	lasting  nethold.Packets       // what is held after the end
+	silent   []*sys.FD
+	contents map[*tcpState][]byte
+	usual    usualTCP
+}
+
+// How long a hold lasts that nobody has lifted: the connections as long as anybody may come back to them, the ports of listening
+// sockets, whose clients would hear that nobody listens, as long as a restore on the same machine may take to come to them.
+const (
+	holdTime  = time.Hour
+	portsTime = 15 * time.Second
+)
+
+func holdOf(d *object.Dumper) *tcpHold {
+	h, ok := d.Sockets.(*tcpHold)
+	if !ok {
+		h = &tcpHold{policy: d.TCP, kill: d.Kill, inside: map[nethold.Conn]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
+		d.Sockets = h
+	}
+	return h
+}
+
+// PendingError says that connections of a listening socket are being made or wait for accept(2). Mostly that passes within moments.
+type PendingError struct {
+	Local string
+	Count uint32
+}
+
+func (e *PendingError) Error() string {
+	return fmt.Sprintf("%d connections to %s are being made", e.Count, e.Local)
+}
+
+// HoldTCP holds the packets of all TCP connections of the tree back, until Unhold. Nothing of the sockets has been read before. A
+// *PendingError: it would be better to try again.
+func HoldTCP(d *object.Dumper) error {
+	h := holdOf(d)
+	ends, err := tcpEnds(d)
+	if err != nil {
+		return err
+	}
+	var p nethold.Packets
+	var listens []uint16
+	for _, e := range ends {
+		switch {
+		case isConnection(e.State) || e.State == kernelview.SocketSynSent:
+			p.Conns = append(p.Conns, connOf(&e))
+		case e.State == kernelview.SocketListening:
+			listens = append(listens, e.Local.Port())
+		}
+	}
+	all := map[nethold.Conn]bool{}
+	for _, c := range p.Conns {
+		all[c] = true
+	}
+	for _, e := range ends {
+		c := connOf(&e)
+		if !isConnection(e.State) {
+			continue
+		}
+		if all[nethold.Conn{Local: c.Remote, Remote: c.Local}] {
+			h.inside[c] = true
+		} else {
+			h.lasting.Conns = append(h.lasting.Conns, c)
+		}
+	}
+	slices.Sort(listens)
+	listens = slices.Compact(listens)
+	if d.Kill && d.TCP != PolicyDrop {
+		p.Ports = listens
+	}
+	h.lasting.Ports = listens
+	bind := func() (err error) { h.bound, err = nethold.Bind(p, markOf(h.name())); return err }
+	if h.ownNet, err = namespaces.HasNet(d); err != nil {
+		return err
+	}
+	if h.ownNet {
+		err = namespaces.InNet(d.Root.Leader().TID, bind)
+	} else {
+		err = bind()
+	}
+	var missing *nethold.MissingError
+	switch {
+	case err == nil:
+	case errors.As(err, &missing) && (len(p.Conns) == 0 || d.TCP == PolicyDrop):
+		return nil // it has no connection that would be harmed
+	default:
+		return err
+	}
+	if d.TCP == PolicyDrop {
+		return nil
+	}
+	// What was on its way when the hold began is there now.
+	if ends, err = tcpEnds(d); err != nil {
+		return err
+	}
+	for _, e := range ends {
+		n := e.Backlog
+		if d.Kill { // else they go on here
+			n += e.Half
+		}
+		if e.State == kernelview.SocketListening && n > 0 {
+			return &PendingError{e.Local.String(), n}
+		}
+	}
+	return nil
+}
+
+// tcpEnds asks for all TCP sockets of the tree.
+func tcpEnds(d *object.Dumper) ([]kernelview.TCPEnds, error) {
+	var tids []int
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			tids = append(tids, t.TID)
+		}
+	}
+	tables, err := d.View.Files(tids)
+	if err != nil {
+		return nil, err
+	}
+	var ends []kernelview.TCPEnds
+	seen := map[kernelview.ID]bool{}
+	for i := range tables {
+		for _, fd := range tables[i].FDs {
+			if fd.File == nil || fd.File.Kind != kernelview.KindSocket || seen[fd.File.ID] {
+				continue
+			}
+			seen[fd.File.ID] = true
+			e, err := d.View.TCPEnds(fd.File.ID)
+			var missing *kernelview.MissingError
+			if errors.Is(err, kernelview.ErrKind) || errors.As(err, &missing) {
+				continue // of another kind, or it is refused when it is looked at
+			}
+			if err != nil {
+				return nil, err
+			}
+			ends = append(ends, e)
+		}
+	}
+	return ends, nil
+}
+
+func connOf(e *kernelview.TCPEnds) nethold.Conn {
+	return nethold.Conn{Local: plain(e.Local), Remote: plain(e.Remote)}
+}
+
+// keeps says whether a connection can go on after a restore.
+func (h *tcpHold) keeps(e *kernelview.TCPEnds) bool {
+	if h.policy == PolicyDrop {
+		return false
+	}
+	return h.kill && !h.ownNet || h.inside[connOf(e)]
+}
+
+// closeSilently keeps a descriptor of a connection until EndTCP.
+func (h *tcpHold) closeSilently(fd int) error {
+	if !h.kill {
+		return nil
+	}
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("duplicating a descriptor: %w", err)
+	}
+	h.silent = append(h.silent, sys.NewFD(n))
+	return nil
+}
+
+// name is that of the hold that lasts: the same for the same connections.
+func (h *tcpHold) name() string {
+	var lines []string
+	for _, c := range h.lasting.Conns {
+		lines = append(lines, c.Local.String()+" "+c.Remote.String())
+	}
+	slices.Sort(lines)
+	sum := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return nethold.Prefix + hex.EncodeToString(sum[:8])
+}
+
+var holdName = regexp.MustCompile("^" + nethold.Prefix + "[0-9a-f]{16}$")
+
+// markOf is the mark of packets that a hold of that name lets pass (SO_MARK).
+func markOf(name string) uint32 {
+	sum := sha256.Sum256([]byte(name))
+	return binary.BigEndian.Uint32(sum[:]) | 1
+}
+
+// lastingHold is the record of a hold that outlives cr-dump.
+type lastingHold struct {
+	Name string `msgpack:"name"` // of the table of nf_tables
+}
+
+// LooksDone is called when everything has been read: it says what will last, and lets the packets pass again where the processes go
+// on. It returns the name of the hold that is to be made by KeepHeld, "" for none.
+func LooksDone(d *object.Dumper) (string, error) {
+	h := holdOf(d)
+	outside := len(h.lasting.Conns)
+	if !h.kill {
+		if outside > 0 && h.policy != PolicyDrop {
+			d.Warn("%d TCP connections end outside of what is dumped: here they go on, and in a restored image they are reset (cr-dump --kill keeps them)", outside)
+		}
+		return "", Unhold(d)
+	}
+	if outside == 0 || h.policy == PolicyDrop || h.ownNet {
+		return "", nil
+	}
+	d.AddPlain(holdType, &lastingHold{Name: h.name()})
+	return h.name(), nil
+}
+
+// KeepHeld makes the hold that lasts, on top of the other.
+func KeepHeld(d *object.Dumper) error {
+	h := holdOf(d)
+	return nethold.Leave(h.name(), h.lasting, nethold.Lasting{Mark: markOf(h.name()), Conns: holdTime, Ports: portsTime})
+}
+
+// DropHeld undoes KeepHeld.
+func DropHeld(name string) error {
+	if !holdName.MatchString(name) {
+		return fmt.Errorf("%q is no hold", clip(name))
+	}
+	return nethold.Remove(name)
+}
+
+// EndTCP ends the sockets of processes that are dead, without a packet.
+func EndTCP(d *object.Dumper) error {
+	h := holdOf(d)
+	var errs []error
+	for _, fd := range h.silent {
+		if err := unix.SetsockoptInt(fd.Int(), unix.IPPROTO_TCP, tcpRepair, 1); err != nil {
+			errs = append(errs, fmt.Errorf("ending a TCP socket silently: %w", err))
+		}
+		errs = append(errs, fd.Close())
+	}
+	h.silent = nil
+	return errors.Join(errs...)
+}
+
+// Unhold lets the packets pass that HoldTCP holds back. It can be called again.
+func Unhold(d *object.Dumper) error {
+	h, ok := d.Sockets.(*tcpHold)
+	if !ok {
+		return nil
+	}
+	for _, fd := range h.silent {
+		_ = fd.Close() // the processes have it too
+	}
+	h.silent = nil
+	return h.bound.Close()
+}
+
+const holdType stream.Type = "hold.tcp"
+
+// HoldObject is the record of a hold that outlives cr-dump. A restore lifts it when the connections are alive.
+var HoldObject = object.NewKind[lastingHold](holdType, nil)
