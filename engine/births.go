@@ -64,16 +64,16 @@ func (rs *restoration) spawn() error {
 	if err := rs.resetInherited(); err != nil {
 		return err
 	}
+	if err := rs.openCurrent(); err != nil {
+		return err
+	}
 	b := rs.arena.NewBatch()
 	for _, call := range rs.r.RootCalls() {
 		if err := call(b); err != nil {
 			return err
 		}
 	}
-	if err := rs.tracer.RunOne(rs.stub, b); err != nil {
-		return err
-	}
-	return rs.openCurrent()
+	return rs.tracer.RunOne(rs.stub, b)
 }
 
 // makeProcesses grows the tree, threads and all, a generation a batch.

@@ -75,7 +75,7 @@ func programs() []program {
 	}
 	all = append(all, program{"terminal", func(t *testing.T) *harness.Job {
 		need(t, "vim", "less")
-		return interpreter("/usr/bin/python3", "terminal.py")(t)
+		return harness.Start(t, "/usr/bin/python3", harness.Options{Name: "terminal", Before: []string{script("terminal.py")}})
 	}, 4 * time.Second})
 	if p := pyenv(); p != "" {
 		all = append(all, program{"pyenv", interpreter(p, "work.py"), 2 * time.Second})

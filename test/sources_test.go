@@ -129,6 +129,7 @@ var refusedClassically = map[string]bool{
 	"taskstate":  true, // cannot be asked
 	"ptys":       true, // what is in a terminal
 	"sessions":   true, // the same
+	"terminal":   true, // the same
 	"prctls":     true, // the Landlock domain of a thread with PR_SET_NO_NEW_PRIVS, which could have made one
 	"mapflock":   true, // through which open file a lock was taken that no descriptor shows
 	"numa":       true, // the policy of a mapping is only text in numa_maps

@@ -57,6 +57,14 @@ func (s *pairState) check() error {
 			return object.BadImagef("output that is stopped by a character which does not")
 		case len(s.Unread) > maxInput:
 			return object.BadImagef("output that is stopped by a character, and much of it unread")
+		case len(s.Input) >= maxInput-1 || len(s.Unprocessed) > 0:
+			return object.BadImagef("output that is stopped by a character, and no room for another") // which would stay there
+		}
+	}
+	// The kernel looks ahead for these and does at once what they mean (n_tty_lookahead_flow_ctrl), once.
+	for _, i := range []int{unix.VSTOP, unix.VSTART} {
+		if c := s.Modes.Characters[i]; c != 0 && s.Modes.Input&unix.IXON != 0 && slices.Contains(s.Unprocessed, c) {
+			return object.BadImagef("unprocessed input that stops or starts output")
 		}
 	}
 	if s.Unopened && (len(s.Input)+len(s.Unprocessed)+len(s.Unread) > 0 || s.Column|s.LineColumn != 0 || s.Stopped || s.Literal || s.Session != 0 || s.Exclusive || s.Status != 0) {

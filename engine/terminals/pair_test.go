@@ -14,6 +14,7 @@ import (
 
 	"crpipe/engine/files/filestest"
 	"crpipe/engine/object"
+	family "crpipe/engine/terminals"
 	"crpipe/stream"
 )
 
@@ -180,7 +181,12 @@ func TestRandomTerminals(t *testing.T) {
 			again := filestest.Dump(t, filestest.Dumper(t, view, r.Task(t)))
 			want, have := terminals(t, image), terminals(t, again)
 			if want != have {
-				t.Errorf("restored\n%s\ninstead of\n%s", have, want)
+				at := 0
+				for at < min(len(have), len(want)) && have[at] == want[at] {
+					at++
+				}
+				from := max(0, at-200)
+				t.Errorf("restored\n%.300s ... %.400s\n(%d) instead of\n%.300s ... %.400s (%d)", have, have[from:], len(have), want, want[from:], len(want))
 			}
 			kept++
 		})
@@ -204,6 +210,33 @@ func terminals(t *testing.T, image []byte) string {
 		}
 	}
 	return strings.Join(out, "\n")
+}
+
+// What stands in for a terminal that was outside must be one, for a session; a job does without.
+func TestHostileOutside(t *testing.T) {
+	cc := stream.Map{{Name: "cc", Value: make([]byte, 19)}}
+	for _, c := range []struct {
+		name string
+		of   stream.Map
+		want string
+	}{
+		{"a job", stream.Map{{Name: "name", Value: "/dev/pts/77"}, {Name: "modes", Value: cc}, {Name: "group", Value: 5}}, ""},
+		{"no terminal", stream.Map{{Name: "name", Value: "/dev/pts/77"}, {Name: "modes", Value: cc}, {Name: "session", Value: 5}}, "session 5 had the controlling terminal /dev/pts/77, and no terminal was given"},
+		{"no group", stream.Map{{Name: "name", Value: "/dev/pts/77"}, {Name: "modes", Value: cc}}, "session 0 with group 0"},
+		{"negative", stream.Map{{Name: "name", Value: "/dev/pts/77"}, {Name: "modes", Value: cc}, {Name: "session", Value: -5}}, "session -5"},
+		{"no characters", stream.Map{{Name: "name", Value: "/dev/pts/77"}, {Name: "modes", Value: stream.Map{{Name: "cc", Value: []byte{1}}}}, {Name: "group", Value: 5}}, "special characters"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			image := filestest.Write(t, func(w *stream.Writer) error { return w.Put("terminal", 0, c.of, nil) })
+			r, err := filestest.Restore(t, image, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = family.OutsideTerminals(r.Restorer); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
 }
 
 // An image cannot have terminals made that there cannot be.

@@ -157,10 +157,12 @@ func restoreSlave(r *object.Restorer, ref stream.Ref, s *slaveState) (int, error
 	if s.Path != "" {
 		return p.openAt(s)
 	}
-	fd, err := sys.OpenSlave(p.master.Int(), int(s.Flags)|unix.O_NOCTTY|unix.O_CLOEXEC)
+	// Not with O_CLOEXEC, which would stay among the flags of the file: unlike open(2) this takes them as they are.
+	fd, err := sys.OpenSlave(p.master.Int(), int(s.Flags)|unix.O_NOCTTY)
 	if err != nil {
 		return -1, fmt.Errorf("opening the slave of terminal %d: %w", p.state.Index, err)
 	}
+	unix.CloseOnExec(fd.Int())
 	return fd.Disown(), nil
 }
 

@@ -5,6 +5,7 @@
  */
 #include "fixture.h"
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
@@ -123,6 +124,9 @@ static void session(int kind, int m)
 	}
 	MUST(ioctl(s, TIOCSCTTY, 0));
 	int tty = MUST(open("/dev/tty", O_RDWR | O_NONBLOCK));
+	int ep = MUST(epoll_create1(0));
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 0x1122334455667788 };
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, tty, &ev));
 	pid_t job[2] = { 0 };
 	for (int i = 0; i < 2 && kind == JOB_FRONT; i++) {
 		job[i] = MUST(fork());
@@ -169,6 +173,11 @@ static void session(int kind, int m)
 	CHECK(readlink(path, link, sizeof link - 1) > 0 && !strcmp(link, "/dev/tty"), "/dev/tty is %s", link);
 	if (kind == JOB_FRONT)
 		CHECK_EQ(tcgetpgrp(s), job[1], "foreground");
+	CHECK_EQ(epoll_wait(ep, &ev, 1, 0), 0, "what is watched of /dev/tty");
+	fx_append("looked", "+", 1);
+	wait_for("typed");
+	CHECK(epoll_wait(ep, &ev, 1, 5000) == 1 && ev.data.u64 == 0x1122334455667788, "what is watched of /dev/tty, when a line was typed");
+	fx_append("noted", "+", 1);
 	wait_for("acted");
 	if (kind == LEADER_FRONT)
 		for (int k = 0; k < 1000 && !(got[SIGINT] && got[SIGWINCH]); k++)
@@ -254,7 +263,14 @@ int main(int argc, char **argv)
 		CHECK_EQ(tcgetsid(m[i]), lead[i], "session, by the master");
 	char text[16] = "";
 	CHECK(read(m[SESSIONS + 1], text, sizeof text) == 7 && !strcmp(text, "alive\r\n"), "from the one left behind: %s", text);
-	fx_pause_ms(50);
+	struct stat st;
+	while (stat(fx_path("looked"), &st) || st.st_size < SESSIONS)
+		fx_pause_ms(5);
+	for (int i = 0; i < SESSIONS; i++)
+		CHECK(write(m[i], "line\n", 5) == 5, "a line");
+	fx_append("typed", "+", 1);
+	while (stat(fx_path("noted"), &st) || st.st_size < SESSIONS)
+		fx_pause_ms(5);
 	struct winsize w = { 11, 22, 33, 44 };
 	for (int i = 0; i < SESSIONS; i++) {
 		CHECK(write(m[i], "\003", 1) == 1, "Ctrl-C");

@@ -6,7 +6,7 @@ import time
 import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from terminal import Terminal, check, errors, finish, foreground  # noqa: E402 (it goes to the directory)
+from terminal import Terminal, check, errors, finish  # noqa: E402 (it goes to the directory)
 
 
 def shell(rows, columns):
@@ -15,6 +15,21 @@ def shell(rows, columns):
     t.expect(rb"\$ ")
     t.run("bind 'set enable-bracketed-paste off'; echo set", rb"set\r\n")
     return t
+
+
+def foreground(t):
+    """The names of the processes in the foreground."""
+    group = os.tcgetpgrp(t.master)
+    names = b""
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            try:
+                stat = open("/proc/%s/stat" % pid, "rb").read()
+            except OSError:
+                continue
+            if int(stat.rsplit(b")", 1)[1].split()[2]) == group:
+                names += stat.split(b"(", 1)[1].rsplit(b")", 1)[0] + b"\n"
+    return names
 
 
 def await_front(t, name):

@@ -106,19 +106,19 @@ def rounds(t):
         m = t.run("echo =$((%d * 7))=" % n, rb"=(\d+)=\r\n")
         check("a sum", int(m[1]), 7 * n)
         t.run("sleep 1000", rb"sleep 1000\r\n")
-        while b"sleep" not in foreground(t):
+        while not job(t):
             time.sleep(0.005)
         t.send(b"\x1a")
         t.expect(rb"Stopped +sleep 1000")
         t.run("bg; jobs; echo 'end of jobs'", rb"Running +sleep 1000 &.*end of jobs\r\n")
         t.run("fg", rb"sleep 1000\r\n")
-        while b"sleep" not in foreground(t):
+        while not job(t):
             time.sleep(0.005)
         t.send(b"\x03")
         t.expect(rb"\^C.*\$ ")  # what is typed before may be thrown away
         t.run("echo =$?=", rb"=130=\r\n")
         t.run("cat > typed", rb"cat > typed\r\n")
-        while b"cat" not in foreground(t):
+        while not job(t):
             time.sleep(0.005)
         text = "".join("line %d of round %d %s\n" % (k, n, "x" * (k * 11 % 60)) for k in range(20))
         for line in text.splitlines(True):
@@ -157,23 +157,18 @@ def rounds(t):
     return n
 
 
-def foreground(t):
-    """The names of the processes in the foreground."""
+def job(t):
+    """A job has the foreground, not the shell, and is what it shall be: before, signals are still as in the shell."""
     group = os.tcgetpgrp(t.master)
-    names = b""
-    for pid in os.listdir("/proc"):
-        if pid.isdigit():
-            try:
-                stat = open("/proc/%s/stat" % pid, "rb").read()
-            except OSError:
-                continue
-            if int(stat.rsplit(b")", 1)[1].split()[2]) == group:
-                names += stat.split(b"(", 1)[1].rsplit(b")", 1)[0] + b"\n"
-    return names
+    try:  # of nobody outside of this tree
+        with open("/proc/%d/comm" % group) as f:
+            return group != t.pid and f.read() != "bash\n"
+    except OSError:
+        return False
 
 
 def raw(t):
-    return not termios.tcgetattr(t.master)[3] & termios.ICANON and b"bash" in foreground(t)
+    return not termios.tcgetattr(t.master)[3] & termios.ICANON and os.tcgetpgrp(t.master) == t.pid
 
 
 def main():
