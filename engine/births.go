@@ -67,13 +67,27 @@ func (rs *restoration) spawn() error {
 	if err := rs.openCurrent(); err != nil {
 		return err
 	}
+	if err := rs.actOutside(); err != nil {
+		return err
+	}
+	if rs.actsInside() {
+		return nil
+	}
+	return rs.rootCalls(rs.stub)
+}
+
+// rootCalls has a task that has the pool open do what is asked of it before others inherit that.
+func (rs *restoration) rootCalls(task *tracee.Task) error {
+	if err := rs.act(task); err != nil {
+		return err
+	}
 	b := rs.arena.NewBatch()
 	for _, call := range rs.r.RootCalls() {
 		if err := call(b); err != nil {
 			return err
 		}
 	}
-	return rs.tracer.RunOne(rs.stub, b)
+	return rs.tracer.RunOne(task, b)
 }
 
 // makeProcesses grows the tree, threads and all, a generation a batch.
@@ -81,6 +95,11 @@ func (rs *restoration) makeProcesses() error {
 	rs.made = make(map[*tasks.Birth]*tracee.Task, len(rs.forest.All))
 	if err := rs.generation([]*tasks.Birth{nil}); err != nil {
 		return err
+	}
+	if rs.actsInside() {
+		if err := rs.rootCalls(rs.made[rs.forest.Roots[0]]); err != nil {
+			return err
+		}
 	}
 	// All comes sorted by generations.
 	for all := rs.forest.All; len(all) > 0; {

@@ -241,6 +241,10 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 			return err
 		}
 	}
+	d.SocketOutside = sockets.Outside
+	if err := sockets.Enter(d); err != nil {
+		return err
+	}
 	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, ipc.Dump, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
 		if err := failpoint.After("look.whole", step(d)); err != nil {
 			return err
@@ -274,6 +278,9 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 		if err := failpoint.After("look.ipc", step(d)); err != nil {
 			return err
 		}
+	}
+	if err := sockets.DumpUnix(d); err != nil {
+		return err
 	}
 	for _, step := range []func(*object.Dumper) error{files.CheckOwners, files.CheckLocks, terminals.DumpOutside} {
 		if err := failpoint.After("look.locks", step(d)); err != nil {

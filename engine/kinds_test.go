@@ -38,17 +38,21 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty"}
-	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread", "link.epoll", "link.inotify",
+	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
+	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
-	var middle []stream.Type
+	var middle, links []stream.Type
 	for t := range schemas() {
-		if !slices.Contains(first, t) && !slices.Contains(last, t) {
+		switch {
+		case t.Class() == "link" && t != stream.TypeLink:
+			links = append(links, t)
+		case !slices.Contains(first, t) && !slices.Contains(last, t):
 			middle = append(middle, t)
 		}
 	}
 	slices.Sort(middle)
-	return slices.Concat(first, middle, last)
+	slices.Sort(links)
+	return slices.Concat(first, middle, links, last)
 }
 
 func TestKindNames(t *testing.T) {
@@ -136,6 +140,7 @@ var classOf = map[string]string{
 	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
 	"file": "file", "pipe": "pipe", "pty": "pty", "inode": "inode", "cwd": "file", "root": "file",
 	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
+	"link.unix.queue.files": "file", "sender": "socket", "peer": "socket", "listener": "socket",
 	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow", "ipc.undo.of": "ipc",
 }
 
@@ -196,6 +201,9 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 			tag, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("msgpack"), ",")
 			x.fill(t, typ, tag, v.Field(i))
 		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		x.fill(t, typ, name, v.Elem())
 	default:
 		t.Fatalf("%s: field %s of kind %s", typ, name, v.Kind())
 	}
@@ -221,7 +229,7 @@ func makeAllKinds(t *testing.T) []byte {
 		}
 		x.fill(t, typ, "", reflect.ValueOf(state).Elem())
 		ref := uint32(0)
-		if !slices.Contains(definesNothing, typ) {
+		if typ.Class() != "link" && !slices.Contains(definesNothing, typ) {
 			ref = w.NewRef()
 			x.refs[typ.Class()] = stream.Ref{ID: ref, Class: typ.Class()}
 		}
@@ -315,6 +323,7 @@ var witness = map[stream.Type]string{
 	"mapfile": "deletedmap.c", "shm": "shared.c", "vdso": "vdso.c", "pages": "memory.c", "data": "pipes.c",
 	"file.socket.udp": "udp.c", "datagrams": "udp.c", "file.socket.raw": "rawsock.c", "file.socket.packet": "rawsock.c", "file.socket.netlink": "netlinks.c",
 	"cow": "cow.c", "cow.ranges": "cow.c",
+	"socket.unix": "unixsocks.c", "file.unix": "unixsocks.c", "link.unix": "unixsocks.c", "link.unix.queue": "unixsocks.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
 	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c",

@@ -11,6 +11,7 @@ import (
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/object"
+	"crpipe/engine/sockets"
 )
 
 // A container shares nothing with the outside. What it does share would be torn apart by a restore: the restored half has
@@ -170,6 +171,13 @@ func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
 			h.add(fd.File.ID, holding{p, fd.FD, fmt.Sprintf("/proc/%d/fd/%d", threads[i].TID, fd.FD)})
 		}
 	}
+	flights, err := sockets.Flights(d)
+	if err != nil {
+		return nil, fmt.Errorf("counting references: %w", err)
+	}
+	for _, f := range flights { // messages hold them
+		h.add(f.File, holding{f.Process, f.FD, fmt.Sprintf("/proc/%d/fd/%d", f.Process.Leader().TID, f.FD)})
+	}
 	for _, t := range threads {
 		p := t.Process
 		as, ok := p.View.MM.Get()
@@ -208,7 +216,7 @@ type leak struct {
 }
 
 func (l *leak) refusal() error {
-	by := "by something that /proc does not show: a descriptor in flight in a socket, or the kernel itself"
+	by := "by something that /proc does not show: a descriptor in flight in a socket of others, or the kernel itself"
 	if len(l.holders) > 0 {
 		by = "by " + l.holders[0]
 		if n := len(l.holders) - 1; n > 0 {

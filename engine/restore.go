@@ -96,6 +96,7 @@ type restoration struct {
 	sysv       sysvObjects
 	initial    initialState
 	committed  bool
+	acted      int       // acts (object.Act) that have been done
 	guard      *Guardian // nil: not needed
 }
 
@@ -436,7 +437,7 @@ func (rs *restoration) makeTree(ctx context.Context, reader *stream.Reader, firs
 func (rs *restoration) makeObjects() error {
 	var warning sync.Mutex // files are opened by several threads
 	rs.r = &object.Restorer{Plan: rs.plan, Arch: rs.arch, Inherit: rs.o.Inherit, AllowChanged: rs.o.AllowChanged, DropTCP: rs.o.DropTCP, Wait: rs.o.Wait, StdinTaken: rs.o.StdinTaken,
-		PoolBase: files.MaxFD(rs.plan) + 1,
+		PoolBase: files.MaxFD(rs.plan) + 1, Number: rs.numberOf,
 		Warn: func(format string, args ...any) {
 			warning.Lock()
 			defer warning.Unlock()
@@ -472,8 +473,11 @@ func (rs *restoration) makeObjects() error {
 // fill streams the contents of memory and files into what has been made, until the end of the stream is proved.
 func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *stream.Record) error {
 	filler := memory.NewFiller(rs.r, rs.spaces)
-	err := rs.readBulk(reader, rec, filler)
-	return errors.Join(err, filler.Wait())
+	err := errors.Join(rs.readBulk(reader, rec, filler), filler.Wait())
+	if err != nil {
+		return err
+	}
+	return rs.r.Finish()
 }
 
 func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {
@@ -539,6 +543,7 @@ func (rs *restoration) close() {
 		rs.r.Close()
 		if !rs.committed {
 			sockets.UndoneTCP(rs.r)
+			rs.r.Undone()
 		}
 	}
 	if rs.compat != nil {

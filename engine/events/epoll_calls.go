@@ -27,6 +27,13 @@ type wakener struct {
 // there is no way.
 func wakenerOf(r *object.Restorer, o *object.Object, fd int) *wakener {
 	switch s := o.State.(type) {
+	case interface {
+		Writable(r *object.Restorer) bool
+	}:
+		if s.Writable(r) {
+			return &wakener{}
+		}
+		return nil
 	case *eventfdState:
 		return &wakener{} // can be read or written, whatever its count
 	case *timerfdState:

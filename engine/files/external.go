@@ -126,6 +126,11 @@ func isatty(fd int) bool {
 // kernel tells who made the other end (SO_PEERCRED, unix(7)); one made in the tree may still be there. Any other
 // socket is taken for outside only when the tree has no second one that could be its peer.
 func (ix *index) outsideSocket(d *object.Dumper, f *object.OpenFile) bool {
+	if d.SocketOutside != nil {
+		if outside, known := d.SocketOutside(d, f); known {
+			return outside
+		}
+	}
 	if len(ix.sockets) == 1 {
 		return true
 	}

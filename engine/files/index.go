@@ -16,6 +16,7 @@ import (
 type index struct {
 	tables  map[*object.Process]*kernelview.FileTable
 	holders map[kernelview.ID][]Holder // by open file, in order of processes and numbers; shared tables once
+	order   []Holder                   // the first of each
 	pipes   map[inode]*pipeUse
 
 	// ttys are the character devices that standard descriptors of the tree are open on, by device number, with
@@ -179,6 +180,9 @@ func differs(p *object.Process, t *object.Thread, id func(*kernelview.Thread) ke
 
 func (ix *index) enter(h Holder) error {
 	first := len(ix.holders[h.File.ID]) == 0
+	if first {
+		ix.order = append(ix.order, h)
+	}
 	ix.holders[h.File.ID] = append(ix.holders[h.File.ID], h)
 	standard := h.FD <= 2
 	switch h.File.Kind {

@@ -50,6 +50,9 @@ type Dumper struct {
 	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.
 	Patient bool
 
+	// SocketOutside says of a socket whether its other end is outside of the tree; known: it can be told. nil: nothing can.
+	SocketOutside func(d *Dumper, f *OpenFile) (outside, known bool)
+
 	records  []record
 	links    []record
 	bulk     []Bulk

@@ -43,7 +43,13 @@ type Restorer struct {
 	inRoot  []func(b *tracee.Batch) error // calls that the root task makes while only the pool is open
 	after   []func() error                // what is done when all objects have been made
 	onClose []func()
-	extra   []int
+
+	acts          []Act
+	afterContents []func() error
+	undo          []func()
+	// Number returns the number by which this process knows a process or thread of the tree; 0: there is none (yet).
+	Number func(id int32) int
+	extra  []int
 }
 
 // ContentFunc takes one piece of an object's contents. data is valid only during the call.

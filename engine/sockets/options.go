@@ -223,10 +223,13 @@ func setOptions(fd int, all []Option, table []option, skip func(name string) boo
 }
 
 func (o *option) apply(fd int, value []byte) error {
-	if have, err := o.value(fd); err == nil && have != nil && bytes.Equal(have, value) {
+	have, err := o.value(fd)
+	if err != nil {
+		return err
+	}
+	if have != nil && bytes.Equal(have, value) {
 		return nil
 	}
-	var err error
 	if o.set != nil {
 		err = o.set(fd, value)
 	} else {
@@ -243,6 +246,24 @@ func (o *option) apply(fd int, value []byte) error {
 		return &object.Lacking{What: "this kernel has no socket option " + o.name, Err: err}
 	}
 	return fmt.Errorf("setting %s of a socket: %w", o.name, err)
+}
+
+// usualOptions sets what an image does not name as it is in a new socket: one that was accepted has some options from who listens.
+func usualOptions(fd int, all []Option, table []option) error {
+	for i := range table {
+		o := &table[i]
+		if !o.exact || find(all, o.name) != nil || o.name == "SO_BUF_LOCK" || o.name == "SO_INCOMING_CPU" {
+			continue
+		}
+		have, err := o.value(fd)
+		if err == nil && have != nil { // else it has no such option
+			err = o.apply(fd, o.usual)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // find returns the value of an option of an image, nil when it has its usual one.

@@ -223,7 +223,9 @@ func (c *Common) finish(fd int) error {
 			return fmt.Errorf("attaching the filter of a socket: %w", err)
 		}
 	}
-	// What was made larger for the time of the filling, and has no value in the image because it is always there.
+	if err := usualOptions(fd, c.Options, socketOptions); err != nil {
+		return err
+	}
 	if err := setOptions(fd, c.Options, socketOptions, nil); err != nil {
 		return err
 	}
@@ -237,10 +239,8 @@ func (c *Common) finish(fd int) error {
 			return fmt.Errorf("setting SO_LOCK_FILTER of a socket: %w", err)
 		}
 	}
-	if flags := c.Flags &^ unix.O_ACCMODE; flags != 0 {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, int(flags)); err != nil {
-			return fmt.Errorf("setting status flags %#o: %w", flags, err)
-		}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, int(c.Flags&^unix.O_ACCMODE)); err != nil {
+		return fmt.Errorf("setting status flags %#o: %w", c.Flags, err)
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type bpfView struct {
 	ids map[uint64]ID // by address
 	// undoLists are the lists of semaphore adjustments that have some, by ID.
 	undoLists map[ID]uint64
+	addrs     []uint64   // by ID, from 1 on
 	files     []openFile // by ID; of kind KindUnknown where it is no file
 
 	places []uint64 // see perCPU
@@ -134,6 +135,7 @@ func (v *bpfView) use(l *layout, base uint64) error {
 // Close unloads the program.
 func (v *bpfView) Close() error {
 	clear(v.ids)
+	v.addrs = nil
 	v.files = nil
 	for _, a := range []*arena{&v.taskArena, &v.frameArena, &v.fpArena} {
 		a.free()
@@ -159,6 +161,7 @@ func (v *bpfView) id(addr uint64) ID {
 	if !ok {
 		id = ID(len(v.ids) + 1)
 		v.ids[addr] = id
+		v.addrs = append(v.addrs, addr)
 	}
 	return id
 }
