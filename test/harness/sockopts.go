@@ -49,6 +49,8 @@ var ignoredSockopt = map[string]string{
 	"TCP_INFO":              "times and counts: history",
 	"TCP_CC_INFO":           "as TCP_INFO",
 	"TCP_TIMESTAMP":         "a clock",
+	"TCP_MAXSEG":            "what goes into a packet just now",
+	"TCP_QUICKACK":          "which the kernel turns on and off",
 }
 
 // numbers are options by name. What is not here is compared under its number.
@@ -58,7 +60,7 @@ var sockoptNumbers = map[string]int{
 	"PACKET_STATISTICS": unix.PACKET_STATISTICS, "PACKET_ROLLOVER_STATS": unix.PACKET_ROLLOVER_STATS,
 	"IP_MSFILTER": unix.IP_MSFILTER, "MCAST_MSFILTER": unix.MCAST_MSFILTER, "IPV6_FLOWLABEL_MGR": 32, "IP_MTU": unix.IP_MTU, "IPV6_MTU": unix.IPV6_MTU,
 	"IPV6_PATHMTU": unix.IPV6_PATHMTU, "TCP_SAVED_SYN": unix.TCP_SAVED_SYN, "TCP_ZEROCOPY_RECEIVE": unix.TCP_ZEROCOPY_RECEIVE, "TCP_INFO": unix.TCP_INFO,
-	"TCP_CC_INFO": unix.TCP_CC_INFO, "TCP_TIMESTAMP": unix.TCP_TIMESTAMP, "TCP_REPAIR_WINDOW": unix.TCP_REPAIR_WINDOW, "TCP_FASTOPEN_KEY": unix.TCP_FASTOPEN_KEY,
+	"TCP_CC_INFO": unix.TCP_CC_INFO, "TCP_TIMESTAMP": unix.TCP_TIMESTAMP, "TCP_MAXSEG": unix.TCP_MAXSEG, "TCP_QUICKACK": unix.TCP_QUICKACK, "TCP_REPAIR_WINDOW": unix.TCP_REPAIR_WINDOW, "TCP_FASTOPEN_KEY": unix.TCP_FASTOPEN_KEY,
 	"TCP_AO_INFO": 40, "TCP_AO_GET_KEYS": 41, "TCP_AO_REPAIR": 42,
 }
 
@@ -87,15 +89,20 @@ var notCompared = func() map[[2]int]bool {
 	return all
 }()
 
+// ofOpening are options that tell of a TCP connection what the packet that opened it had, and that nobody can set.
+var ofOpening = map[[2]int]bool{{unix.IPPROTO_IP, unix.IP_MULTICAST_TTL}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS}: true}
+
 // askSocket puts what getsockopt(2), getsockname(2), getpeername(2) and ioctl(2) say of a socket into the snapshot.
 func askSocket(fd int, put func(name, value string)) {
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return // no socket
 	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	tcp := err == nil && kind == unix.SOCK_STREAM && family != unix.AF_UNIX
 	for prefix, level := range sockoptLevels[family] {
 		for n := range maxSockopt {
-			if notCompared[[2]int{level, n}] {
+			if notCompared[[2]int{level, n}] || tcp && ofOpening[[2]int{level, n}] {
 				continue
 			}
 			if value, ok := sockopt(fd, level, n); ok {
@@ -108,6 +115,11 @@ func askSocket(fd int, put func(name, value string)) {
 	}
 	if family == unix.AF_UNIX {
 		return // autobound names and names in removed files have their own tests
+	}
+	if _, err := unix.Getpeername(fd); tcp && err != nil {
+		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 0 {
+			return // a connection that has ended may tell another address afterwards
+		}
 	}
 	for name, call := range map[string]func(int) (unix.Sockaddr, error){"getsockname": unix.Getsockname, "getpeername": unix.Getpeername} {
 		a, err := call(fd)
