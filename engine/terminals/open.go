@@ -103,6 +103,12 @@ func (p *pair) open() error {
 			break
 		}
 		var taken *takenError
+		if errors.As(err, &taken) && p.state.HungUp { // by which nobody could open it any more
+			if p.master, err = anyNumber(pinned); err == nil {
+				break
+			}
+			return err
+		}
 		if !errors.As(err, &taken) || time.Now().After(deadline) {
 			return err
 		}
@@ -117,6 +123,14 @@ func (p *pair) open() error {
 		return fmt.Errorf("opening the slave of terminal %d: %w", p.state.Index, err)
 	}
 	return nil
+}
+
+func anyNumber(ptmx int) (*sys.FD, error) {
+	n, err := files.Reopen(ptmx, unix.O_RDWR|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("opening a pseudo-terminal: %w", err)
+	}
+	return sys.NewFD(n), nil
 }
 
 // numbered opens a master of one number: the kernel gives the lowest that is free.

@@ -20,7 +20,7 @@ import (
 // that the master has not read, and the session that it controls.
 //
 // Its number is kept, since programs know it by that (ttyname(3), utmp): it must be free at restore. A pair whose master is closed
-// while somebody has the slave open is hung up: nothing of it is left but that.
+// while somebody has the slave open is hung up: nothing of it is left but that, and it gets another number where its own is in use.
 //
 // Lost: of the column, beyond 4096, all but its place between two tab stops; the exclusive mode (TIOCEXCL) of a slave that nobody has
 // open; the foreground group of a session whose terminal has hung up, which gets SIGHUP once more when the session's leader ends.

@@ -212,6 +212,29 @@ func terminals(t *testing.T, image []byte) string {
 	return strings.Join(out, "\n")
 }
 
+// A number that somebody has is not taken from them; one that has hung up is made with another.
+func TestNumberInUse(t *testing.T) {
+	m, _, err := open(500, false)
+	if err != nil {
+		t.Skipf("needs pseudo-terminals: %v", err)
+	}
+	defer unix.Close(m)
+	n, err := unix.IoctlGetUint32(m, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := stream.Map{{Name: "path", Value: "/dev/ptmx"}, {Name: "index", Value: n}, {Name: "modes", Value: stream.Map{{Name: "cc", Value: make([]byte, 19)}}}}
+	image := func(more ...stream.Field) []byte {
+		return filestest.Write(t, func(w *stream.Writer) error { return w.Put("pty", 1, append(state, more...), nil) })
+	}
+	if _, err := filestest.Restore(t, image(), nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("/dev/pts/%d is in use", n)) {
+		t.Errorf("error %v, want one that it is in use", err)
+	}
+	if _, err := filestest.Restore(t, image(stream.Field{Name: "hung_up", Value: true}), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // What stands in for a terminal that was outside must be one, for a session; a job does without.
 func TestHostileOutside(t *testing.T) {
 	cc := stream.Map{{Name: "cc", Value: make([]byte, 19)}}
