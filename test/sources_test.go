@@ -123,6 +123,7 @@ var refusedClassically = map[string]bool{
 	"sysvsem":    true, // adjustments of semaphores
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"leases":     true, // by which number one was taken, and who set its receiver of signals
+	"watchgone":  true, // which open file is the inode that is watched
 	"aio":        true, // what of it is in flight
 	"inodes":     true, // whether a file of O_TMPFILE may be linked
 	"attributes": true, // the default timer slack of a real-time thread

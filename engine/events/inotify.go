@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -18,13 +19,14 @@ import (
 // An inotify instance (inotify(7)). fdinfo shows each watch: its number, its mask with IN_ONESHOT and IN_EXCL_UNLINK, and the
 // inode, by numbers and by a handle (fs/notify/fdinfo.c). A watch belongs to the inode and remembers no path. One is found
 // in the names that the kernel's memory has of the inode (struct dentry), or by the handle, or among the paths of what
-// the tree has open, and taken only when it is seen to lead to that very inode.
+// the tree has open, and taken only when it is seen to lead to that very inode. A file that was removed is watched through
+// an open file of the tree.
 //
 // The watches are made by cr-restore, at the very end: whatever the restore itself opens would be an event. Their numbers are set
 // by INOTIFY_IOC_SETNEXTWD, as is the number that the next one gets.
 //
 // Refused by name: unread events, since nothing but what really happens to a file can put one into the queue; a watch whose
-// inode has no path any more, or is in a proc file system. Lost: without the kernel view, which number comes next when the
+// inode has neither path nor open file any more, or is in a proc file system. Lost: without the kernel view, which number comes next when the
 // watch with the highest number was removed.
 type inotifyFileState struct {
 	Inotify stream.Ref `msgpack:"inotify"`
@@ -45,8 +47,10 @@ type inotifyWatches struct {
 type inotifyWatch struct {
 	WD   int32  `msgpack:"wd"`
 	Mask uint32 `msgpack:"mask"` // IN_*
-	Path string `msgpack:"path"`
-	Mode uint32 `msgpack:"mode"` // st_mode at dump
+	Path string `msgpack:"path,omitempty"`
+	Mode uint32 `msgpack:"mode,omitempty"` // st_mode at dump
+
+	File stream.Ref `msgpack:"file,omitempty"` // in place of a path: an open file, which was removed
 }
 
 const (
@@ -90,7 +94,7 @@ func dumpInotify(d *object.Dumper, f *object.OpenFile) (*inotifyFileState, error
 	s := &inotifyState{Next: 1}
 	watches := make([]inotifyWatch, 0, len(info.Inotify))
 	for i := range info.Inotify {
-		w, err := dumpInotifyWatch(finder, &info.Inotify[i], v.Names)
+		w, err := dumpInotifyWatch(d, finder, &info.Inotify[i], v.Names)
 		if err != nil {
 			d.Refuse(f.Error(err))
 			continue
@@ -115,11 +119,20 @@ func dumpInotify(d *object.Dumper, f *object.OpenFile) (*inotifyFileState, error
 	return &inotifyFileState{Inotify: ref, Flags: flags}, nil
 }
 
-func dumpInotifyWatch(finder *files.Finder, w *procfs.InotifyWatch, names map[int][]string) (*inotifyWatch, error) {
+func dumpInotifyWatch(d *object.Dumper, finder *files.Finder, w *procfs.InotifyWatch, names map[int][]string) (*inotifyWatch, error) {
 	in := &files.Inode{Dev: w.Dev, Ino: w.Ino, HandleType: w.HandleType, Handle: w.Handle}
 	path, st, err := finder.Path(in, names[w.WD])
 	if err != nil {
 		return nil, err
+	}
+	if odd := w.Mask &^ inotifyMask; odd != 0 {
+		return nil, object.Unsupportedf("its watch %d has flags (%#x) that cannot be restored", w.WD, odd)
+	}
+	if st == nil {
+		ref, err := removedFile(d, in)
+		if err != nil || !ref.IsZero() {
+			return &inotifyWatch{WD: int32(w.WD), Mask: w.Mask, File: ref}, err
+		}
 	}
 	what := fmt.Sprintf("inode %d of file system %d:%d", w.Ino, w.Dev>>20, w.Dev&(1<<20-1))
 	if len(names[w.WD]) > 0 {
@@ -134,10 +147,24 @@ func dumpInotifyWatch(finder *files.Finder, w *procfs.InotifyWatch, names map[in
 	if finder.FSType(in) == "proc" {
 		return nil, object.Unsupportedf("its watch %d is of a file of proc(5), %s, which cannot be checkpointed", w.WD, path)
 	}
-	if odd := w.Mask &^ inotifyMask; odd != 0 {
-		return nil, object.Unsupportedf("its watch %d has flags (%#x) that cannot be restored", w.WD, odd)
-	}
 	return &inotifyWatch{WD: int32(w.WD), Mask: w.Mask, Path: path, Mode: st.Mode}, nil
+}
+
+// removedFile dumps an open file of the tree that is a certain inode, a regular file without a name; the zero Ref: there is none.
+func removedFile(d *object.Dumper, in *files.Inode) (stream.Ref, error) {
+	h, err := files.HolderOf(d, in)
+	if err != nil || h == nil {
+		return stream.Ref{}, err
+	}
+	f, err := object.Meet(h.Process, h.FD, h.File)
+	if err != nil {
+		return stream.Ref{}, err
+	}
+	defer f.Close()
+	if f.Stat.Mode&unix.S_IFMT != unix.S_IFREG || f.Stat.Nlink != 0 {
+		return stream.Ref{}, nil
+	}
+	return d.File(f)
 }
 
 // madeInotify is an instance at restore.
@@ -147,11 +174,13 @@ type madeInotify struct {
 	watches []pinnedWatch
 	numbers map[int32]bool // of the watches
 	root    int            // of the mount namespace of the tree, in the pool; set with the first watch
+	fd      int            // of the file, by StartWatches
 }
 
 type pinnedWatch struct {
 	inotifyWatch
-	at *files.Pinned
+	at *files.Pinned // nil: there is
+	fd int           // an open file, in the pool
 }
 
 func restoreInotifyObject(r *object.Restorer, ref stream.Ref, s *inotifyState) error {
@@ -189,11 +218,15 @@ func restoreWatches(r *object.Restorer, _ stream.Ref, s *inotifyWatches) error {
 			return object.BadImagef("watch %d with mask %#x of an inotify instance is impossible, or one too many", w.WD, w.Mask)
 		}
 		m.numbers[w.WD] = true
-		at, err := files.Pin(w.Path, w.Mode)
-		if err != nil {
-			return fmt.Errorf("looking at what inotify is to watch: %w", err)
+		p := pinnedWatch{inotifyWatch: w}
+		if w.File.IsZero() {
+			if p.at, err = files.Pin(w.Path, w.Mode); err != nil {
+				return fmt.Errorf("looking at what inotify is to watch: %w", err)
+			}
+		} else if p.fd, err = watchedFile(r, &w); err != nil {
+			return err
 		}
-		m.watches = append(m.watches, pinnedWatch{w, at})
+		m.watches = append(m.watches, p)
 	}
 	if m.root == 0 && len(m.watches) > 0 {
 		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -206,10 +239,46 @@ func restoreWatches(r *object.Restorer, _ stream.Ref, s *inotifyWatches) error {
 	return nil
 }
 
-// StartWatches has all inotify instances of the image watch what they are to watch. It is called right before the tasks go on,
-// while the pool is open, when everything else has been opened and closed.
-func StartWatches(r *object.Restorer) error {
-	for _, o := range object.All[inotifyState](r.Plan) {
+// watchedFile returns the open file that is watched. What is opened later, by a task, is no regular file yet.
+func watchedFile(r *object.Restorer, w *inotifyWatch) (int, error) {
+	fd, err := r.File(w.File)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, fmt.Errorf("looking at what inotify is to watch: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || w.Path != "" {
+		return -1, object.BadImagef("watch %d of inotify is of an open file that is not regular, or has a path too", w.WD)
+	}
+	return fd, nil
+}
+
+// StartWatches has all inotify instances of the image watch what they are to watch. It is called right before the tasks go on. It closes the
+// pool, since the last close of a file is an event too, and so is the last one that is done with it.
+func StartWatches(r *object.Restorer) (err error) {
+	all := object.All[inotifyState](r.Plan)
+	if len(all) == 0 {
+		return nil
+	}
+	var own []int
+	defer func() {
+		for _, fd := range own {
+			_ = unix.Close(fd) // duplicates
+		}
+	}()
+	keep := func(fd *int) {
+		n, e := unix.FcntlInt(uintptr(*fd), unix.F_DUPFD_CLOEXEC, 0)
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("duplicating a descriptor: %w", e))
+			return
+		}
+		own = append(own, n)
+		*fd = n
+	}
+	var made []*madeInotify
+	for _, o := range all {
 		m, err := object.Recall[madeInotify](r, o.Ref)
 		if err != nil {
 			return err
@@ -217,11 +286,26 @@ func StartWatches(r *object.Restorer) error {
 		if m.file.IsZero() {
 			return object.BadImagef("no open file is the inotify instance %s", o.Ref)
 		}
-		fd, err := r.File(m.file)
-		if err != nil {
+		if m.fd, err = r.File(m.file); err != nil {
 			return err
 		}
-		if err := m.start(fd); err != nil {
+		keep(&m.fd)
+		if len(m.watches) > 0 {
+			keep(&m.root)
+		}
+		for i := range m.watches {
+			if w := &m.watches[i]; w.at == nil {
+				keep(&w.fd)
+			}
+		}
+		made = append(made, m)
+	}
+	if err != nil {
+		return err
+	}
+	r.Close()
+	for _, m := range made {
+		if err := m.start(m.fd); err != nil {
 			return err
 		}
 	}
@@ -250,7 +334,7 @@ func (m *madeInotify) start(fd int) error {
 			return err
 		}
 		if err := w.add(fd, m.root); err != nil {
-			return fmt.Errorf("watching %s by inotify: %w", w.Path, err)
+			return fmt.Errorf("having watch %d of inotify watch %s: %w", w.WD, cmp.Or(w.Path, "a removed file"), err)
 		}
 		next++ // of the highest number this is negative, as in the kernel, which then begins anew
 	}
@@ -258,13 +342,17 @@ func (m *madeInotify) start(fd int) error {
 }
 
 func (w *pinnedWatch) add(fd, root int) error {
-	at, err := w.at.Open(root)
-	if err != nil {
-		return err
+	of := w.fd
+	if w.at != nil {
+		at, err := w.at.Open(root)
+		if err != nil {
+			return err
+		}
+		defer at.Close()
+		of = at.Int()
 	}
-	defer at.Close()
 	// Two paths that lead to one inode by now would share one watch.
-	wd, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/thread-self/fd/%d", at.Int()), w.Mask|unix.IN_MASK_CREATE)
+	wd, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/thread-self/fd/%d", of), w.Mask|unix.IN_MASK_CREATE)
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return errors.New("another watch of the same instance is of the same file now")

@@ -81,7 +81,7 @@ func heldInotifyProgram() error {
 	s.add(20, dir, unix.IN_CREATE, 1)
 	s.fail(os.WriteFile(dir+"/new", nil, 0o644)) // an event
 	s.put(21)(unix.InotifyInit1(0))
-	s.put(22)(unix.Open(dir+"/gone", unix.O_RDONLY, 0))
+	s.put(22)(unix.Open(dir+"/gone", unix.O_PATH, 0))
 	s.add(21, dir+"/gone", unix.IN_MODIFY, 1)
 	s.fail(os.Remove(dir + "/gone"))
 	s.put(23)(unix.InotifyInit1(0))

@@ -109,6 +109,31 @@ func Holders(d *object.Dumper, file kernelview.ID) ([]Holder, error) {
 	return ix.holders[file], nil
 }
 
+// HolderOf returns a descriptor that leads to an inode, nil for none. Only the kernel view by BPF knows inodes as fdinfo
+// shows them.
+func HolderOf(d *object.Dumper, in *Inode) (*Holder, error) {
+	ix, err := indexOf(d)
+	if err != nil {
+		return nil, err
+	}
+	var found *Holder
+	for _, list := range ix.holders {
+		for i := range list {
+			h := &list[i]
+			dev, ok1 := h.File.Dev.Get()
+			ino, ok2 := h.File.Ino.Get()
+			flags, ok3 := h.File.Flags.Get()
+			if !ok1 || !ok2 || !ok3 || flags&unix.O_PATH != 0 || ino != in.Ino || unix.Major(dev) != in.Dev>>20 || unix.Minor(dev) != in.Dev&(1<<20-1) {
+				continue
+			}
+			if found == nil || h.Process.PID < found.Process.PID || h.Process == found.Process && h.FD < found.FD {
+				found = h
+			}
+		}
+	}
+	return found, nil
+}
+
 func buildIndex(d *object.Dumper) (*index, error) {
 	ix := &index{
 		tables:  map[*object.Process]*kernelview.FileTable{},
