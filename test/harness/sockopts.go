@@ -89,8 +89,9 @@ var notCompared = func() map[[2]int]bool {
 	return all
 }()
 
-// ofOpening are options that tell of a TCP connection what the packet that opened it had, and that nobody can set.
-var ofOpening = map[[2]int]bool{{unix.IPPROTO_IP, unix.IP_MULTICAST_TTL}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS}: true}
+// ofOpening are options that tell of a TCP connection what the packet that opened it had, and that nobody can set; and IPV6_V6ONLY, which
+// bind(2) to an address sets and which has no effect on a connection.
+var ofOpening = map[[2]int]bool{{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY}: true, {unix.IPPROTO_IP, unix.IP_MULTICAST_TTL}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF}: true, {unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS}: true}
 
 // askSocket puts what getsockopt(2), getsockname(2), getpeername(2) and ioctl(2) say of a socket into the snapshot.
 func askSocket(fd int, put func(name, value string)) {
@@ -100,9 +101,11 @@ func askSocket(fd int, put func(name, value string)) {
 	}
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	tcp := err == nil && kind == unix.SOCK_STREAM && family != unix.AF_UNIX
+	listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	listening := err == nil && listens != 0
 	for prefix, level := range sockoptLevels[family] {
 		for n := range maxSockopt {
-			if notCompared[[2]int{level, n}] || tcp && ofOpening[[2]int{level, n}] {
+			if notCompared[[2]int{level, n}] || tcp && !listening && ofOpening[[2]int{level, n}] {
 				continue
 			}
 			if value, ok := sockopt(fd, level, n); ok {
@@ -116,10 +119,8 @@ func askSocket(fd int, put func(name, value string)) {
 	if family == unix.AF_UNIX {
 		return // autobound names and names in removed files have their own tests
 	}
-	if _, err := unix.Getpeername(fd); tcp && err != nil {
-		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 0 {
-			return // a connection that has ended may tell another address afterwards
-		}
+	if _, err := unix.Getpeername(fd); tcp && !listening && err != nil {
+		return // a connection that has ended may tell another address afterwards
 	}
 	for name, call := range map[string]func(int) (unix.Sockaddr, error){"getsockname": unix.Getsockname, "getpeername": unix.Getpeername} {
 		a, err := call(fd)
