@@ -274,7 +274,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	if err := failpoint.After("look.shared", memory.Share(d)); err != nil {
 		return err
 	}
-	for _, step := range []func(*object.Dumper) error{memory.DumpSegments, ipc.CheckNames} {
+	for _, step := range []func(*object.Dumper) error{memory.DumpSegments, ipc.DumpMqueues, ipc.CheckNames} {
 		if err := failpoint.After("look.ipc", step(d)); err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
+	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "mqueue", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle, links []stream.Type
@@ -141,7 +141,7 @@ var classOf = map[string]string{
 	"file": "file", "pipe": "pipe", "pty": "pty", "inode": "inode", "cwd": "file", "root": "file",
 	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
 	"link.unix.queue.files": "file", "sender": "socket", "peer": "socket", "listener": "socket",
-	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow", "ipc.undo.of": "ipc",
+	"pages.of": "mm", "data.of": "pipe", "mm.areas.of": "shm", "cow.ranges.of": "cow", "ipc.undo.of": "ipc", "queue": "mqueue",
 }
 
 func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Value) {
@@ -326,7 +326,7 @@ var witness = map[stream.Type]string{
 	"socket.unix": "unixsocks.c", "file.unix": "unixsocks.c", "link.unix": "unixsocks.c", "link.unix.queue": "unixsocks.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
-	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c",
+	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c", "mqueue": "mqueues.c", "file.mqueue": "mqueues.c",
 	"file.socket.tcp": "tcp.c", "hold.tcp": "func TestTCPMigration",
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",
 }

@@ -389,6 +389,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := failpoint.After("restore.processes", rs.finishProcesses()); err != nil {
 		return err
 	}
+	if err := rs.notifyOfMessages(); err != nil {
+		return err
+	}
 	return rs.finishThreads()
 }
 

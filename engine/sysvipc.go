@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/files"
 	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/ipc"
 	"crpipe/engine/memory"
@@ -117,6 +118,9 @@ func (rs *restoration) checkSysV(ctx context.Context) error {
 	}
 	for deadline := time.Now().Add(leaveTime); ; {
 		err := rs.eachSysV(func(t ipc.Type, _ stream.Ref, p *ipc.Perm) error { return ipc.CheckFree(t, p) })
+		if err == nil {
+			err = ipc.CheckMqueues(rs.plan)
+		}
 		if !ipc.IsTaken(err) || time.Now().After(deadline) {
 			return err
 		}
@@ -269,6 +273,9 @@ func (rs *restoration) settleSegments() error {
 // finishSysV gives queues their messages and semaphores their adjustments, once all contents are there.
 func (rs *restoration) finishSysV() error {
 	v := &rs.sysv
+	if err := ipc.FinishMqueues(rs.r); err != nil {
+		return err
+	}
 	if v.namespace == nil && len(v.sets) == 0 && len(v.queues) == 0 {
 		return nil
 	}
@@ -321,6 +328,28 @@ func (rs *restoration) finishSysV() error {
 		return nil
 	}
 	return rs.tracer.Do(v.namespace.Settle)
+}
+
+// notifyOfMessages has processes ask again to be told of the next message of a queue. Their descriptors are their own by now.
+func (rs *restoration) notifyOfMessages() error {
+	for _, n := range ipc.Notifies(rs.plan) {
+		p := rs.byPID[n.PID]
+		if p == nil || p.state.Zombie || p.task == nil {
+			return object.BadImagef("process %d, which is not there, is told of messages of a queue", n.PID)
+		}
+		table, err := object.State[files.TableState](rs.plan, p.threads[0].files())
+		if err != nil {
+			return err
+		}
+		b := rs.arena.NewBatch()
+		if err := n.Calls(rs.r, b, table); err != nil {
+			return err
+		}
+		if err := rs.tracer.RunOne(p.task, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // touchedByOther says whether a process other than the first is going to change the set.

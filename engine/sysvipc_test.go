@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/ipc"
 	"crpipe/engine/memory"
 	"crpipe/engine/object"
@@ -123,6 +125,85 @@ func TestPlanSysVHostile(t *testing.T) {
 		}
 		if err = plan(t, c.name, data); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want an error with %q", c.name, err, c.want)
+		}
+	}
+}
+
+// Message queues that cannot be are refused, and nothing of them stays.
+func TestRestoreMqueueHostile(t *testing.T) {
+	needRoot(t)
+	name := fmt.Sprintf("crpipe-hostile-%d", os.Getpid())
+	make := func(pid int32, own bool) image {
+		im := synth(t, pid)
+		q := stream.Map{{Name: "name", Value: name}, {Name: "mode", Value: 0o600}, {Name: "uid", Value: 0}, {Name: "gid", Value: 0}, {Name: "atime", Value: 0}, {Name: "mtime", Value: 0},
+			{Name: "maxmsg", Value: 3}, {Name: "msgsize", Value: 10}, {Name: "priorities", Value: []any{7, 7, 1}}, {Name: "sizes", Value: []any{0, 4, 0}}}
+		queue := stream.Ref{ID: 2001, Class: "mqueue"}
+		objects := []rec{{typ: "mqueue", ref: 2001, meta: q},
+			{typ: "file.mqueue", ref: 2002, meta: stream.Map{{Name: "queue", Value: queue}, {Name: "flags", Value: 2}}}}
+		if own {
+			objects = append([]rec{{typ: "ns.ipc", meta: stream.Map{{Name: "settings", Value: []any{}}}}}, objects...)
+		}
+		table := im.find(t, "fdtable", 0)
+		table.meta.Set("entries", []any{stream.Map{{Name: "fd", Value: 5}, {Name: "file", Value: stream.Ref{ID: 2002, Class: "file"}}}})
+		im = append(slices.Clone(objects), im...)
+		return append(im, rec{typ: "data", meta: tree(t, &object.Data{Of: queue}), payload: []byte("four")})
+	}
+	queue := func(path string, v any) func(image) image {
+		return func(im image) image { set(&im.find(t, "mqueue", 0).meta, path, v); return im }
+	}
+	for _, c := range []struct {
+		name   string
+		change func(image) image
+		want   string
+	}{
+		{"valid", func(im image) image { return im }, ""},
+		{"a process that is told", func(im image) image {
+			pid, _ := im.find(t, "process", 0).meta.Get("pid")
+			return queue("notify", pid)(queue("signal", 10)(im))
+		}, ""},
+		{"a name that leads away", queue("name", "../x"), "name"},
+		{"no name", queue("name", ""), "name"},
+		{"a name with a zero", queue("name", "a\x00b"), "name"},
+		{"no room", queue("maxmsg", 2), "at most 2"},
+		{"no messages", queue("maxmsg", 0), "at most 0"},
+		{"too many messages", queue("maxmsg", 1<<20), "at most"},
+		{"a message too large", queue("sizes", []any{0, 11, 0}), "11 bytes"},
+		{"out of order", queue("priorities", []any{1, 7, 1}), "priority"},
+		{"a priority that there is not", queue("priorities", []any{32768, 1, 1}), "priority"},
+		{"more bytes than come", queue("sizes", []any{0, 5, 0}), "of its 3"},
+		{"fewer bytes than come", queue("sizes", []any{0, 3, 0}), "contents at 0"},
+		{"told by a thread", queue("how", 2), "is told"},
+		{"told by signal 65", func(im image) image { return queue("signal", 65)(queue("notify", 1)(im)) }, "signal 65"},
+		{"told who is not there", queue("notify", 77), "process 77"},
+		{"told who has not opened it", func(im image) image {
+			im.find(t, "fdtable", 0).meta.Set("entries", []any{})
+			pid, _ := im.find(t, "process", 0).meta.Get("pid")
+			return queue("notify", pid)(im)
+		}, "has not open"},
+		{"flags of another file", func(im image) image { set(&im.find(t, "file.mqueue", 0).meta, "flags", 0o100); return im }, "flags"},
+		{"no access", func(im image) image { set(&im.find(t, "file.mqueue", 0).meta, "flags", 3); return im }, "flags"},
+	} {
+		for _, own := range []bool{true, false} {
+			pid := freePIDs(t)
+			data, err := c.change(make(pid, own)).encode(header())
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			fds := openFiles(t)
+			restored, err := Restore(context.Background(), bytes.NewReader(data), RestoreOptions{})
+			if err == nil {
+				_ = unix.Kill(int(pid+2), unix.SIGKILL)
+				_ = unix.Kill(restored.Root, unix.SIGKILL)
+			}
+			if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || statusOf(err) != object.ExitBadStream) {
+				t.Errorf("%s, own namespace %v: %v, want an error with %q", c.name, own, err, c.want)
+			}
+			if gone := errors.Is(sys.MqUnlink(name), unix.ENOENT); gone != (own || c.want != "") {
+				t.Errorf("%s, own namespace %v: the queue is gone: %v", c.name, own, gone)
+			}
+			if n := openFiles(t); n != fds {
+				t.Errorf("%s: %d descriptors are open, before %d", c.name, n, fds)
+			}
 		}
 	}
 }

@@ -121,6 +121,7 @@ var refusedClassically = map[string]bool{
 	"sockopts":   true,
 	"netlinks":   true,
 	"sysvsem":    true, // adjustments of semaphores
+	"mqueues":    true, // what is in POSIX message queues
 	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
 	"leases":     true, // by which number one was taken, and who set its receiver of signals
 	"watchgone":  true, // which open file is the inode that is watched

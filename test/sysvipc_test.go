@@ -44,6 +44,9 @@ func left(t *testing.T, shm, sem, msg, bare int) (out []string) {
 			}
 		}
 	}
+	if exec.Command("python3", "-c", fmt.Sprintf("import ctypes, sys; sys.exit(ctypes.CDLL(None).mq_unlink(b'/crpipe-test-%d') != 0)", shm)).Run() == nil {
+		out = append(out, "the POSIX queue")
+	}
 	return out
 }
 
@@ -82,6 +85,13 @@ func TestSharedIPC(t *testing.T) {
 				t.Fatalf("status %d: %s", r.Status, r.Stderr)
 			}
 			j.MustSh(remove)
+		}
+		r := j.Sh("cr-restore < image.cr > restored.ticket")
+		if r.Status != 1 || !strings.Contains(r.Stderr, fmt.Sprintf("/crpipe-test-%d", shm)) || !strings.Contains(r.Stderr, "hint: ") {
+			t.Fatalf("status %d: %s", r.Status, r.Stderr)
+		}
+		if l := left(t, shm, sem, msg, bare); len(l) != 1 {
+			t.Errorf("left behind: %v", l)
 		}
 		j.RestoreSh("cr-restore < image.cr > restored.ticket")
 		j.Finish()

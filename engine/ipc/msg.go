@@ -72,16 +72,7 @@ func (l *Look) dumpMsg(d *object.Dumper, q *procfs.SysVMsg) error {
 	ref := d.Add(MsgKind.Type, s)
 	l.RemoveWhenEnded(d, Msg, q.ID)
 	if len(contents) > 0 {
-		d.AddBulk(ref, func(w *stream.Writer) error {
-			for at := 0; at < len(contents); {
-				n := min(len(contents)-at, 64<<10)
-				if err := w.Put(object.TypeData, 0, &object.Data{Of: ref, Offset: uint64(at)}, contents[at:at+n]); err != nil {
-					return err
-				}
-				at += n
-			}
-			return nil
-		})
+		d.AddBulk(ref, func(w *stream.Writer) error { return writeContents(w, ref, contents) })
 	}
 	return nil
 }

@@ -269,10 +269,11 @@ func CheckFree(t Type, p *Perm) error {
 	return nil
 }
 
-// IsTaken says whether an error is that of an id or key in use.
+// IsTaken says whether an error is that of an id, key or name in use.
 func IsTaken(err error) bool {
 	var t *TakenError
-	return errors.As(err, &t)
+	var q *mqueueTakenError
+	return errors.As(err, &t) || errors.As(err, &q)
 }
 
 // SetValues gives a new set of the caller's namespace its values.

@@ -245,6 +245,9 @@ func (v *bpfView) readFiles(addrs []uint64) (map[uint64]*File, error) {
 		v.file(f, b, r)
 		files[addrs[i]] = f
 		private, _ := l.uint(b, fFPrivate)
+		if f.Kind == KindMqueue { // which has only its inode
+			private, _ = l.uint(b, fFInode)
+		}
 		if n := int(f.ID) + 1 - len(v.files); n > 0 {
 			v.files = append(v.files, make([]openFile, n)...)
 		}

@@ -1,8 +1,10 @@
 /*
- * System V objects in the IPC namespace that everybody shares: a segment that is attached, semaphores with adjustments, and, for --ipc, a queue with
+ * System V objects in the IPC namespace that everybody shares: a segment that is attached, semaphores with
+ * adjustments, a POSIX message queue, and, for --ipc, a queue with
  * a message and a segment that nobody has attached. DIR/ids has their ids. TestSharedIPC runs it.
  */
 #include "fixture.h"
+#include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
@@ -28,6 +30,11 @@ int main(int argc, char **argv)
 		fx_fill(q, 9000, 2);
 		MUST(shmdt(q));
 	}
+	char name[64], text[64];
+	snprintf(name, sizeof name, "/crpipe-test-%d", shm);
+	struct mq_attr a = { .mq_maxmsg = 2, .mq_msgsize = 64 };
+	mqd_t q = MUST(mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, &a));
+	MUST(mq_send(q, "posix", 6, 3));
 	fx_ready();
 	fx_wait_check();
 	fx_verify("the segment", p, 16 << 12, 1);
@@ -46,6 +53,8 @@ int main(int argc, char **argv)
 		shmctl(bare, IPC_RMID, NULL);
 		msgctl(msg, IPC_RMID, NULL);
 	}
+	CHECK(mq_receive(q, text, sizeof text, NULL) == 6 && !strcmp(text, "posix"), "the POSIX queue: %s", strerror(errno));
+	CHECK(!mq_unlink(name), "its name: %s", strerror(errno));
 	shmctl(shm, IPC_RMID, NULL);
 	semctl(sem, 0, IPC_RMID);
 	fx_finish();
