@@ -13,6 +13,7 @@ import (
 	"crpipe/engine/memory"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
+	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 	"crpipe/stream"
 )
@@ -140,7 +141,7 @@ func (rs *restoration) finishProcesses() error {
 	if err := rs.takeLocks(files.TableLockCalls); err != nil || !files.HasOwners(rs.plan) {
 		return err
 	}
-	rs.r.Close() // or a pipe without the other end would tell its owner when we end
+	rs.r.CloseBut(sockets.TCPDescriptors(rs.r)) // or a pipe without the other end would tell its owner when we end
 	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error {
 		return files.OwnerCalls(rs.r, b, t, rs.hasTask)
 	})

@@ -62,6 +62,11 @@ func (rs *restoration) openPidfds() error {
 			return err
 		}
 	}
+	for _, round := range events.SignalfdRounds(rs.r) {
+		if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return round(t, b) }); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -154,7 +154,7 @@ func restoreWatch(r *object.Restorer, _ stream.Ref, s *watchState) error {
 		if err != nil {
 			return err
 		}
-		if w != nil && !watchLate(r, epfd, *w) {
+		if w != nil && !watchLate(r, epfd, *w) && !watchSignalfd(r, m.file, epfd, *w) {
 			watches = append(watches, *w)
 		}
 	}

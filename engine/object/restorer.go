@@ -172,7 +172,12 @@ func (r *Restorer) MakeObjects() error {
 }
 
 // Close closes the pool.
-func (r *Restorer) Close() {
+func (r *Restorer) Close() { r.CloseBut(nil) }
+
+// CloseBut is Close for all pool descriptors but some, which the next Close closes.
+func (r *Restorer) CloseBut(kept []int) {
+	r.extra = slices.DeleteFunc(r.extra, func(n int) bool { return slices.Contains(kept, n) })
+	defer func() { r.extra = kept }()
 	for _, f := range r.onClose {
 		f()
 	}

@@ -150,6 +150,11 @@ func (r *Restored) task(t testing.TB) (_ *tracee.Task, err error) {
 	}
 	if all := object.All[files.TableState](r.Plan); len(all) > 0 {
 		t := all[0].State
+		for _, round := range events.SignalfdRounds(r.Restorer) {
+			if err := run(func(b *tracee.Batch) error { return round(t, b) }); err != nil {
+				return nil, err
+			}
+		}
 		for _, calls := range []func(b *tracee.Batch) error{
 			func(b *tracee.Batch) (err error) { taken, err = files.PoolLockCalls(r.Restorer, b, t); return err },
 			func(b *tracee.Batch) error { return files.TableCalls(r.Restorer, b, t) },
