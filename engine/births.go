@@ -22,7 +22,7 @@ import (
 // spawn starts the stub with the pool of open files, and has it make what must be born inside a task.
 func (rs *restoration) spawn() error {
 	rs.small = rs.light()
-	count := 2 + len(rs.forest.All) + len(rs.last) - len(rs.small)
+	count := 3 + len(rs.forest.All) + 2*len(rs.last) - len(rs.small)
 	var err error
 	if rs.arena, err = tracee.NewMixedArena(rs.arch, count, 0, len(rs.small)); err != nil {
 		return err

@@ -246,6 +246,9 @@ func (rs *restoration) setFinal(p *process) error {
 		if err := rs.tracer.SetFinal(t.task, sets, t.state.Signals.Mask); err != nil {
 			return fmt.Errorf("thread %d: %w", t.state.TID, err)
 		}
+		if err := t.state.SetDebug(t.task.Tid); err != nil {
+			return fmt.Errorf("thread %d: %w", t.state.TID, err)
+		}
 		if err := t.state.Dispatch.Set(t.task.Tid); err != nil {
 			return fmt.Errorf("thread %d: %w", t.state.TID, err)
 		}

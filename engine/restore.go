@@ -82,7 +82,8 @@ type restoration struct {
 	procs      []*process // in the order of the image
 	numberer   *tracee.Task
 	numbererID int32
-	last       []*process // whose parents wait for them in vfork: see vfork.go
+	holders    []*tracee.Task // of the numbers of those in last
+	last       []*process     // whose parents wait for them in vfork: see vfork.go
 	byPID      map[int32]*process
 	made       map[*tasks.Birth]*tracee.Task
 	small      map[*tasks.Birth]bool // who gets a small slot of the arena
@@ -349,7 +350,7 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err = failpoint.After("restore.tree", err); err != nil {
 		return err
 	}
-	if err := rs.hireNumberer(); err != nil {
+	if err := rs.holdNumbers(ctx); err != nil {
 		return err
 	}
 	if err := failpoint.After("restore.groups", rs.joinGroups()); err != nil {

@@ -123,15 +123,29 @@ func (h *treeHold) attach() error {
 // readRegisters reads the registers of all threads, from the kernel's memory or by ptrace.
 func (h *treeHold) readRegisters(d *object.Dumper) error {
 	if h.Detached() {
-		done, err := h.viewRegisters(d)
-		if done || err != nil {
-			return err
+		if !breakpoints(d) { // those ptrace tells
+			done, err := h.viewRegisters(d)
+			if done || err != nil {
+				return err
+			}
 		}
 		if err := h.attach(); err != nil {
 			return err
 		}
 	}
 	return h.tracer.Do(func() error { return readRegisters(d) })
+}
+
+// breakpoints says whether a thread has hardware breakpoints.
+func breakpoints(d *object.Dumper) bool {
+	for _, p := range d.Processes {
+		for _, t := range p.Threads {
+			if on, _ := t.View.Breakpoints.Get(); on {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // viewRegisters reads them from the kernel's memory; it is not done when something is unknown.

@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -201,20 +203,37 @@ func (rs *restoration) waiter(p *process) *thread {
 	return nil // PlanForest has found it
 }
 
-// hireNumberer makes, while everybody still has all privileges, a task in the tree's pid namespace that will choose numbers there for
-// children of parents that may not.
-func (rs *restoration) hireNumberer() error {
-	for _, p := range rs.last {
-		if !rs.ownPIDs || rs.waiter(p).state.Creds.Privileged() {
-			continue
+// holdNumbers has tasks hold the numbers of those who are made last, until then, and makes, while everybody still has all privileges,
+// one in the tree's pid namespace that will choose numbers there for children of parents that may not.
+func (rs *restoration) holdNumbers(ctx context.Context) error {
+	hire := func(id int32) (*tracee.Task, error) {
+		for deadline := time.Now().Add(zombieTime); ; {
+			b := rs.arena.NewBatch()
+			clone := b.Clone(sys.CloneArgs{}, []int32{id}, 0).Note("task %d", id) // no exit signal: its parent hears nothing of it
+			err := rs.tracer.RunOne(rs.procs[0].task, b)
+			if err == nil {
+				return clone.Child(), nil
+			}
+			if !errors.Is(err, unix.EEXIST) || time.Now().After(deadline) {
+				return nil, err
+			}
+			if err := pause(ctx); err != nil {
+				return nil, err
+			}
 		}
-		b := rs.arena.NewBatch()
-		clone := b.Clone(sys.CloneArgs{}, []int32{rs.forest.Spare()}, 0).Note("helper")
-		if err := rs.tracer.RunOne(rs.procs[0].task, b); err != nil {
+	}
+	for _, p := range rs.last {
+		holder, err := hire(p.state.PID)
+		if err != nil {
 			return err
 		}
-		rs.numberer, rs.numbererID = clone.Child(), int32(clone.Int())
-		return nil
+		rs.holders = append(rs.holders, holder)
+		if rs.ownPIDs && rs.numberer == nil && !rs.waiter(p).state.Creds.Privileged() {
+			rs.numbererID = rs.forest.Spare()
+			if rs.numberer, err = hire(rs.numbererID); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -248,6 +267,11 @@ func (rs *restoration) dismissNumberer() error {
 // bearLast makes the children for which others wait in vfork, and gives them what is their own. From then on nothing can be done to
 // those any more but to let them go.
 func (rs *restoration) bearLast() error {
+	for i, holder := range rs.holders {
+		if err := rs.endHelper(holder, rs.last[i].state.PID); err != nil {
+			return err
+		}
+	}
 	for _, p := range rs.last {
 		if err := rs.bearVfork(p); err != nil {
 			return fmt.Errorf("process %d: %w", p.state.PID, err)

@@ -77,9 +77,6 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 	}
 	p.StoreBypass, p.IndirectBranch = speculation(look(l, v.Speculation, "speculation controls"))
 	l.refuse(look(l, v.Landlock, "Landlock domain"), "is in a Landlock domain (landlock(7)), which no call describes")
-	if on, known := v.Breakpoints.Get(); known {
-		l.refuse(on, "has hardware breakpoints set")
-	}
 	if on, known := v.IOPermitted.Get(); known {
 		l.refuse(on, "has I/O ports open (iopl or ioperm)")
 	}
@@ -154,6 +151,10 @@ func (p *Prctls) LateCalls(b *tracee.Batch, a *arch.Arch) {
 // DumpPointers fills in the addresses that a thread has registered with the kernel.
 func DumpPointers(d *object.Dumper, t *object.Thread, s *Thread) error {
 	s.ClearTID = uint64(look(looker{d, t}, t.View.ClearChildTid, "set_tid_address"))
+	var err error
+	if s.Debug, err = dumpDebug(d, t); err != nil {
+		return err
+	}
 	dumpCompat(d, t, s)
 	head, length, err := sys.GetRobustList(t.TID)
 	if err != nil {

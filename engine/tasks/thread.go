@@ -35,6 +35,8 @@ type Thread struct {
 	RseqLen      uint32 `msgpack:"rseq_len,omitempty"`
 	RseqSig      uint32 `msgpack:"rseq_sig,omitempty"`
 
+	Debug []uint64 `msgpack:"debug,omitempty"` // DR0 to DR3, DR6 and DR7, where breakpoints are set
+
 	TLS []TLSEntry `msgpack:"tls,omitempty"` // set_thread_area(2): the entries that are in use, ascending
 
 	Seccomp       []stream.Ref `msgpack:"seccomp,omitempty"`        // its filters, oldest first
@@ -72,6 +74,9 @@ func (s *Thread) Check(a *arch.Arch) error {
 		return err
 	}
 	if err := s.checkCompat(a); err != nil {
+		return err
+	}
+	if err := s.checkDebug(a.Name); err != nil {
 		return err
 	}
 	if err := s.Creds.Check(); err != nil {
