@@ -15,13 +15,17 @@ import (
 )
 
 // TestJobOfAShell: what runs in the foreground of a shell goes on in the terminal in which cr-restore --wait is a job of another: with its
-// modes, the new size and the keyboard, through Ctrl-Z and fg; and a whole shell in a terminal that cr-restore leads.
+// modes, the new size and the keyboard, through Ctrl-Z and fg; and a whole shell in a terminal that cr-restore leads. And a tmux server
+// goes on with the screens that it had.
 func TestJobOfAShell(t *testing.T) {
 	harness.NeedRoot(t)
 	need(t, "/usr/bin/python3", "bash", "vim")
-	for _, what := range []string{"watcher", "editor", "session"} {
+	for _, what := range []string{"watcher", "editor", "session", "tmux"} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
+			if what == "tmux" {
+				need(t, "tmux")
+			}
 			dir := filepath.Join(t.TempDir(), "d")
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)

@@ -27,6 +27,7 @@ strace:strace
 mandoc:mandoc
 vim:vim
 less:less
+tmux:tmux
 unshare:util-linux
 setsid:util-linux
 '

@@ -1,6 +1,8 @@
 """Jobs of interactive shells, moved from one terminal to another by cr-dump and cr-restore --wait as a user would."""
 import ctypes
 import os
+import random
+import subprocess
 import sys
 import time
 import traceback
@@ -165,9 +167,70 @@ def session():
     check("its status", os.waitstatus_to_exitcode(os.waitpid(b.pid, 0)[1]), 3)
 
 
+def tmux():
+    """A tmux server with a shell and an editor, dumped at random moments while both work; its screens are the same afterwards."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the server leaves its client
+    os.environ.update(TMUX_TMPDIR=os.getcwd(), LC_ALL="C.UTF-8", HOME=os.getcwd())
+    os.environ.pop("TMUX", None)
+    rnd = random.Random(int(os.environ.get("CR_TEST_SEED", 0)) or None)
+    low = [os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC) for _ in range(80)]  # numbers that others take meanwhile
+
+    def client(*args):
+        return subprocess.run(("tmux", "-L", "cr", "-f", "/dev/null") + args, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60).stdout
+
+    def await_pane(pane, text):
+        end = time.monotonic() + 60
+        while text not in client("capture-pane", "-p", "-t", pane):
+            if time.monotonic() > end:
+                raise Exception("%r does not come, but %r" % (text, client("capture-pane", "-p", "-t", pane)))
+            time.sleep(0.02)
+
+    client("new-session", "-d", "-x", "90", "-y", "30", "env PS1='$ ' bash --norc --noprofile")
+    client("split-window", "vim -u NONE -N -i NONE -n edited")
+    for fd in low:
+        os.close(fd)
+    server = int(client("display-message", "-p", "#{pid}"))
+    try:
+        await_pane("0.1", b"~")
+        client("send-keys", "-t", "0.0", "x=0", "Enter")
+        client("send-keys", "-t", "0.1", "i")
+        for n in range(1, 7):
+            client("send-keys", "-t", "0.0", "x=$((x+1)); for i in 1 2 3 4 5; do echo $i; sleep 0.05; done; echo =$x=", "Enter")
+            client("send-keys", "-t", "0.1", "line %d" % n, "Enter")
+            time.sleep(rnd.random() * 0.5)
+            kill = n % 2
+            if n == 5:  # at rest: nothing on the screens may change
+                await_pane("0.0", b"\n=%d=" % n)
+                time.sleep(0.3)
+            screens = [client("capture-pane", "-p", "-t", pane) for pane in ("0.0", "0.1")]
+            if os.system("cr-dump %s %d > tmux.cr 2> dump.err" % ("--kill" if kill else "", server)):
+                raise Exception("cr-dump: " + open("dump.err").read())
+            if kill:
+                try:
+                    while True:
+                        os.wait()
+                except ChildProcessError:
+                    pass
+                if os.system("cr-restore < tmux.cr > ticket 2> restore.err"):
+                    raise Exception("cr-restore: " + open("restore.err").read())
+            if n == 5:
+                check("the screens", [client("capture-pane", "-p", "-t", pane) for pane in ("0.0", "0.1")], screens)
+            await_pane("0.0", b"\n=%d=" % n)
+        client("send-keys", "-t", "0.1", "Escape", ":wq", "Enter")
+        end = time.monotonic() + 60
+        while not os.path.exists("edited") and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        check("what was edited", open("edited").read(), "".join("line %d\n" % n for n in range(1, 7)) + "\n")
+        client("kill-server")
+    except BaseException:
+        os.kill(server, 9)
+        raise
+
+
 if __name__ == "__main__":
     try:
-        {"watcher": watcher, "editor": editor, "session": session}[sys.argv[2]]()
+        {"watcher": watcher, "editor": editor, "session": session, "tmux": tmux}[sys.argv[2]]()
     except BaseException:  # anything: it must be said
         errors.append(traceback.format_exc())
     finish()
