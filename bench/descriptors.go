@@ -33,7 +33,7 @@ func (b *bench) descriptors(n int) ([]figure, error) {
 		return nil, err
 	}
 	defer t.end()
-	dump, err := b.beside(t, figure{what: fmt.Sprintf("dump %d descriptors", n), limit: "<= 0.50"}, "getfd")
+	dump, err := b.beside(t, figure{what: fmt.Sprintf("dump %d descriptors", n), limit: "<= 0.50"}, self("getfd", strconv.Itoa(t.pid)))
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,7 @@
 // Bench measures dump and restore beside the raw limits of the same machine in the same run, and prints the ratios: absolute figures say little
 // on a shared machine, ratios hold.
 //
-//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024] [-threads 1000] [-tree 200] [-descriptors 6000]
+//	go run ./bench [-sizes 16,256,2048] [-rounds 5] [-zeros 1024] [-threads 1000] [-tree 200] [-descriptors 6000] [-unix 200] [-tcp 100]
 //
 // Ours and raw alternate (A/B/A/B) after a warm-up of each; the medians are compared. As root, on Linux.
 package main
@@ -52,6 +52,8 @@ func run() error {
 	threads := flag.Int("threads", 1000, "threads of the process of many; 0 leaves it out")
 	tree := flag.Int("tree", 200, "processes of the tree of many; 0 leaves it out")
 	descriptors := flag.Int("descriptors", 6000, "descriptors of the process of many; 0 leaves it out")
+	unixes := flag.Int("unix", 200, "pairs of unix sockets of the process of many; 0 leaves it out")
+	tcp := flag.Int("tcp", 100, "TCP connections of the process of many; 0 leaves it out")
 	bin := flag.String("bin", "", "directory of the five commands (built when empty)")
 	dir := flag.String("dir", "/dev/shm", "where images are written: it should be memory")
 	flag.Parse()
@@ -99,7 +101,8 @@ func run() error {
 		what    string
 		measure func(int) ([]figure, error)
 	}{{*threads, "threads", b.threads}, {*threads, "threads", b.restoreThreads}, {*tree, "processes", b.tree}, {*tree, "processes", b.restoreTree},
-		{*descriptors, "descriptors", b.descriptors}} {
+		{*descriptors, "descriptors", b.descriptors}, {*unixes, "unix pairs", b.sockets("unix", "unix pairs")},
+		{*tcp, "TCP connections", b.sockets("tcp", "TCP connections")}} {
 		if many.n == 0 {
 			continue
 		}

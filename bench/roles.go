@@ -35,7 +35,8 @@ func role(args []string) error {
 		nums = append(nums, n)
 	}
 	want := map[string]int{"random": 1, "zeros": 1, "readv": 3, "memcpy": 1, "seize": 1, "exec": 0, "threads": 1, "tree": 1, "walk": 1,
-		"plain-tree": 1, "clone-threads": 1, "clone-tree": 1, "descriptors": 1, "getfd": 1, "open": 1}
+		"plain-tree": 1, "clone-threads": 1, "clone-tree": 1, "descriptors": 1, "getfd": 1, "open": 1, "hold-unix": 1, "hold-tcp": 1, "make-unix": 1,
+		"make-tcp": 1}
 	if n, ok := want[args[0]]; !ok || n != len(nums) {
 		return fmt.Errorf("role %q with %d numbers", args[0], len(nums))
 	}
@@ -64,6 +65,14 @@ func role(args []string) error {
 		return getDescriptors(int(nums[0]))
 	case "open":
 		return report(func() error { return openMany(int(nums[0])) })
+	case "hold-unix":
+		return holdSockets(makeUnix, int(nums[0]))
+	case "hold-tcp":
+		return holdSockets(makeTCP, int(nums[0]))
+	case "make-unix":
+		return report(func() error { return makeUnix(int(nums[0])) })
+	case "make-tcp":
+		return report(func() error { return makeTCP(int(nums[0])) })
 	case "seize":
 		return seize(int(nums[0]))
 	default:

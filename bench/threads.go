@@ -19,13 +19,13 @@ func (b *bench) threads(n int) ([]figure, error) {
 		return nil, err
 	}
 	defer t.end()
-	return b.beside(t, figure{what: fmt.Sprintf("dump %d threads", n), limit: "<= 1.50"}, "seize")
+	return b.beside(t, figure{what: fmt.Sprintf("dump %d threads", n), limit: "<= 1.50"}, self("seize", strconv.Itoa(t.pid)))
 }
 
-// beside measures the dump of a target beside what a role does to it.
-func (b *bench) beside(t *target, f figure, role string) ([]figure, error) {
+// beside measures the dump of a target beside a bare command, which runs anew in each round.
+func (b *bench) beside(t *target, f figure, bare *exec.Cmd) ([]figure, error) {
 	for i := -1; i < b.rounds; i++ {
-		raw, err := timed(self(role, strconv.Itoa(t.pid)), (*exec.Cmd).Run)
+		raw, err := timed(once(bare), (*exec.Cmd).Run)
 		if err != nil {
 			return nil, err
 		}

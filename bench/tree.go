@@ -37,7 +37,7 @@ func (b *bench) tree(n int) ([]figure, error) {
 			}
 		}
 	}()
-	return b.beside(t, figure{what: fmt.Sprintf("dump tree of %d", n), limit: "<= 2.00"}, "walk")
+	return b.beside(t, figure{what: fmt.Sprintf("dump tree of %d", n), limit: "<= 2.00"}, self("walk", strconv.Itoa(t.pid)))
 }
 
 // groupFor is the directory of a cgroup for one target; empty: there is no version 2.
