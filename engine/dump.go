@@ -57,6 +57,7 @@ type DumpOptions struct {
 	View *View
 
 	patient bool // what passes by itself is waited for
+	ports   any  // object.Dumper.Ports of the try before
 }
 
 // Dump writes the image of a tree. It leaves the tree as it found it, or, with Kill, ends it once the whole image has
@@ -77,6 +78,7 @@ func Dump(ctx context.Context, w io.Writer, o DumpOptions) error {
 	if err := failpoint.Hit("dump.opened"); err != nil {
 		return err
 	}
+	defer func() { _ = sockets.OpenPorts(o.ports) }() // else they go with this process
 	begin := time.Now()
 	for pause := time.Millisecond; ; pause *= 2 {
 		o.patient = o.Ticket == nil && time.Since(begin) < transientTime
@@ -143,11 +145,12 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		v.SetRemote(&remote{held: held, arch: a})
 	}
 	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
-		TCP: o.TCP, Kill: o.Kill, Patient: o.patient, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+		TCP: o.TCP, Kill: o.Kill, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
 	defer func() { err = errors.Join(err, sockets.Unhold(d)) }()
-	if err := lookAtTree(d, held, keepVforks); err != nil {
+	err = lookAtTree(d, held, keepVforks)
+	if o.ports = d.Ports; err != nil {
 		return err
 	}
 	if err := failpoint.After("dump.looked", d.Refusals()); err != nil {

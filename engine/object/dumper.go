@@ -47,6 +47,8 @@ type Dumper struct {
 	TCP     string
 	Kill    bool
 	Sockets any
+	// Ports is what keeps new connections away from listening sockets between two tries of a dump; nil: nothing.
+	Ports any
 	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.
 	Patient bool
 

@@ -350,7 +350,7 @@ func parseAddr(s string, family uint16) (netip.AddrPort, error) {
 // plain is an address as packets have it.
 func plain(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
+func tcpSockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 	}

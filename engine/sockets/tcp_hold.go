@@ -143,8 +143,33 @@ func HoldTCP(d *object.Dumper) error {
 			n += e.Half
 		}
 		if e.State == kernelview.SocketListening && n > 0 {
-			return &PendingError{e.Local.String(), n}
+			return h.closePorts(d, &PendingError{e.Local.String(), n}, listens)
 		}
+	}
+	return nil
+}
+
+// closePorts keeps further connections away from listening sockets until OpenPorts, so that the program can come to an end with those
+// that are there. Who connects tries again by himself, a second later.
+func (h *tcpHold) closePorts(d *object.Dumper, pending *PendingError, ports []uint16) error {
+	if d.Ports != nil || !d.Patient || h.ownNet {
+		return pending
+	}
+	hold, err := nethold.Bind(nethold.Packets{Ports: ports}, markOf(h.name()))
+	var missing *nethold.MissingError
+	if err != nil && !errors.As(err, &missing) {
+		return err
+	}
+	if err == nil {
+		d.Ports = hold
+	}
+	return pending
+}
+
+// OpenPorts lets connections be made again; ports is what a Dumper has. It can be nil.
+func OpenPorts(ports any) error {
+	if h, ok := ports.(*nethold.Hold); ok {
+		return h.Close()
 	}
 	return nil
 }

@@ -181,7 +181,7 @@ const closingTime = 10 * time.Second
 
 // bind binds it to its address. The processes that the image is of may be dying still.
 func (m *tcpMade) bind() error {
-	err := patiently(func() error { return unix.Bind(m.fd, sockaddr(m.local)) }, unix.EADDRINUSE)
+	err := patiently(func() error { return unix.Bind(m.fd, tcpSockaddr(m.local)) }, unix.EADDRINUSE)
 	switch {
 	case err == nil:
 		return nil
@@ -249,7 +249,7 @@ func (m *tcpMade) repair(t *tcpRestore) error {
 	if err := m.bind(); err != nil {
 		return err
 	}
-	if err := patiently(func() error { return unix.Connect(m.fd, sockaddr(m.remote)) }, unix.EADDRNOTAVAIL); err != nil {
+	if err := patiently(func() error { return unix.Connect(m.fd, tcpSockaddr(m.remote)) }, unix.EADDRNOTAVAIL); err != nil {
 		if errors.Is(err, unix.EADDRNOTAVAIL) {
 			return &object.Lacking{What: "the same connection exists on this machine", Err: err, Do: "end the processes that have it first"}
 		}
@@ -537,7 +537,7 @@ func (m *tcpMade) connectAgain() error {
 	if _, err := unix.FcntlInt(uintptr(m.fd), unix.F_SETFL, unix.O_NONBLOCK); err != nil {
 		return fmt.Errorf("setting status flags: %w", err)
 	}
-	err := unix.Connect(m.fd, sockaddr(m.remote))
+	err := unix.Connect(m.fd, tcpSockaddr(m.remote))
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return fmt.Errorf("connecting it: %w", err)
 	}
