@@ -26,8 +26,9 @@ type tcpMade struct {
 	s             *tcpState
 	fd            int
 	local, remote netip.AddrPort
-	content       []byte // both queues
-	reset         bool   // it comes back as one that the peer has reset
+	own           *sys.FD // owns fd
+	content       []byte  // both queues
+	reset         bool    // it comes back as one that the peer has reset
 }
 
 // tcpRestore is what a restore has made of TCP sockets.
@@ -109,9 +110,15 @@ func ConnectTCP(r *object.Restorer) error {
 		if err != nil {
 			return err
 		}
-		if m.fd, err = r.File(f.Ref); err != nil {
+		fd, err := r.File(f.Ref)
+		if err != nil {
 			return err
 		}
+		// One of its own: the pool may be closed before this is done.
+		if m.fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("duplicating a descriptor: %w", err)
+		}
+		m.own = sys.NewFD(m.fd)
 		if want := int(m.s.Unread) + int(m.s.Sent) + int(m.s.Unsent); len(m.content) != want {
 			return object.BadImagef("a TCP socket with %d of %d bytes", len(m.content), want)
 		}
@@ -550,6 +557,7 @@ func (m *tcpMade) connectAgain() error {
 // ReleasedTCP lets the packets of the connections pass, which are alive and whose tree runs.
 func ReleasedTCP(r *object.Restorer) error {
 	t := tcpOf(r)
+	t.close()
 	var errs []error
 	for _, name := range t.late {
 		errs = append(errs, DropHeld(name))
@@ -560,6 +568,14 @@ func ReleasedTCP(r *object.Restorer) error {
 // UndoneTCP is for a restore that came to nothing: nobody has the sockets any more.
 func UndoneTCP(r *object.Restorer) {
 	if t, err := object.Recall[tcpRestore](r, tcpKey); err == nil {
+		t.close()
 		_ = t.bound.Close() // it goes with this process
+	}
+}
+
+// close gives up the own descriptors: the tasks have theirs.
+func (t *tcpRestore) close() {
+	for _, m := range t.all {
+		_ = m.own.Close()
 	}
 }
