@@ -222,7 +222,7 @@ func TestFailpoints(t *testing.T) {
 	t.Run("thaw-kill", func(t *testing.T) { walkThawKill(t, seen) })
 	t.Run("restore", func(t *testing.T) { walkRestore(t, seen, "busy", false) })
 	t.Run("restore-frozen", func(t *testing.T) { walkRestore(t, seen, "busy", true) })
-	for _, fixture := range []string{"tree", "cow", "stopped", "zombies", "fifogone"} {
+	for _, fixture := range []string{"tree", "cow", "stopped", "zombies", "fifogone", "sysvmsg"} {
 		t.Run("restore-"+fixture, func(t *testing.T) { walkRestore(t, seen, fixture, false) })
 	}
 	if t.Failed() {
