@@ -35,10 +35,17 @@ func TestJobOfAShell(t *testing.T) {
 			cmd := exec.CommandContext(ctx, "/usr/bin/python3", script("jobs.py"), dir, what)
 			cmd.Env = []string{"PATH=" + harness.Binaries(t) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + dir, "PYTHONDONTWRITEBYTECODE=1"}
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
-			out, err := cmd.CombinedOutput()
+			out, err := os.Create(filepath.Join(dir, "out")) // not a pipe: what is left behind would hold it open
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer out.Close()
+			cmd.Stdout, cmd.Stderr = out, out
+			err = cmd.Run()
+			said, _ := os.ReadFile(out.Name())
 			report, _ := os.ReadFile(filepath.Join(dir, "report")) // absent: the error says why
 			if err != nil {
-				t.Errorf("%v: %s%s", err, out, report)
+				t.Errorf("%v: %s%s", err, said, report)
 			}
 		})
 	}
