@@ -36,6 +36,15 @@ func interpreter(path, file string) func(t *testing.T) *harness.Job {
 	}
 }
 
+// java runs a class of test/testdata/real in a heap so small that the collector works all the time. Without PerfDisableSharedMem the machine maps
+// /tmp/hsperfdata_USER/PID, which every other java that starts removes once that pid is dead.
+func java(class string) func(t *testing.T) *harness.Job {
+	return func(t *testing.T) *harness.Job {
+		need(t, "java", "javac", "jar")
+		return harness.Start(t, "/usr/bin/java", harness.Options{Before: []string{"-Xmx64m", "-XX:+PerfDisableSharedMem", "-jar", harness.JavaProg(t, class)}})
+	}
+}
+
 func need(t *testing.T, tools ...string) {
 	t.Helper()
 	for _, tool := range tools {
@@ -69,6 +78,7 @@ func programs() []program {
 		}, 2 * time.Second},
 		{"xz", shell("xz", "xz", "sha256sum"), 2500 * time.Millisecond},
 		{"sqlite", shell("sqlite", "sqlite3"), 3 * time.Second},
+		{"java", java("Work"), 2 * time.Second},
 		{"node", interpreter("/usr/bin/node", "work.js"), 2 * time.Second},
 		{"multiprocessing", interpreter("/usr/bin/python3", "pool.py"), 1500 * time.Millisecond},
 		{"awk", shell("awk", "awk", "sort", "uniq"), 2 * time.Second},

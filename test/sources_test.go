@@ -118,28 +118,30 @@ var refusedClassically = map[string]bool{
 	"vfork":       true, // a parent that waits cannot be stopped, nor asked
 	"vforkthread": true,
 
-	"unixsocks":  true, // what waits in sockets cannot be seen without taking it
-	"udp":        true, // what is in sockets
-	"rawsock":    true,
-	"sockopts":   true,
-	"netlinks":   true,
-	"sysvsem":    true, // adjustments of semaphores
-	"mqueues":    true, // what is in POSIX message queues
-	"sigio":      true, // O_ASYNC of pipes, and who set a receiver of signals
-	"leases":     true, // by which number one was taken, and who set its receiver of signals
-	"watchgone":  true, // which open file is the inode that is watched
-	"aio":        true, // what of it is in flight
-	"inodes":     true, // whether a file of O_TMPFILE may be linked
-	"attributes": true, // the default timer slack of a real-time thread
-	"seccomp":    true, // cannot be asked
-	"taskstate":  true, // cannot be asked
-	"ptys":       true, // what is in a terminal
-	"sessions":   true, // the same
-	"terminal":   true, // the same
-	"prctls":     true, // the Landlock domain of a thread with PR_SET_NO_NEW_PRIVS, which could have made one
-	"mapflock":   true, // through which open file a lock was taken that no descriptor shows
-	"numa":       true, // the policy of a mapping is only text in numa_maps
-	"creds":      true, // the session keyring and the Landlock domain of a thread without the rights that it had
+	"unixsocks":   true, // what waits in sockets cannot be seen without taking it
+	"udp":         true, // what is in sockets
+	"rawsock":     true,
+	"sockopts":    true,
+	"netlinks":    true,
+	"sysvsem":     true, // adjustments of semaphores
+	"mqueues":     true, // what is in POSIX message queues
+	"sigio":       true, // O_ASYNC of pipes, and who set a receiver of signals
+	"leases":      true, // by which number one was taken, and who set its receiver of signals
+	"watchgone":   true, // which open file is the inode that is watched
+	"aio":         true, // what of it is in flight
+	"inodes":      true, // whether a file of O_TMPFILE may be linked
+	"attributes":  true, // the default timer slack of a real-time thread
+	"seccomp":     true, // cannot be asked
+	"taskstate":   true, // cannot be asked
+	"ptys":        true, // what is in a terminal
+	"sessions":    true, // the same
+	"terminal":    true, // the same
+	"prctls":      true, // the Landlock domain of a thread with PR_SET_NO_NEW_PRIVS, which could have made one
+	"mapflock":    true, // through which open file a lock was taken that no descriptor shows
+	"sigiosocket": true, // who set a receiver of signals
+	"java":        true, // it has a unix socket
+	"numa":        true, // the policy of a mapping is only text in numa_maps
+	"creds":       true, // the session keyring and the Landlock domain of a thread without the rights that it had
 }
 
 // clip shows a long line around where it differs from another.

@@ -17,6 +17,7 @@ sqlite3:sqlite3
 perl:perl
 python3:python3
 node:nodejs
+javac:openjdk-17-jdk-headless
 redis-server:redis-server
 nginx:nginx-light
 /usr/lib/postgresql/*/bin/postgres:postgresql

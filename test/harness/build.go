@@ -228,3 +228,23 @@ func goProg(t testing.TB, name, as string, env []string) string {
 	}
 	return prog
 }
+
+// JavaProg compiles test/testdata/real/NAME.java, once, into a jar whose main class is NAME, and returns its path.
+func JavaProg(t testing.TB, name string) string {
+	t.Helper()
+	src := filepath.Join(Root(), "test", "testdata", "real", name+".java")
+	jar, err := built(name+".jar", "javac", []string{src}, func(out string) ([]byte, error) {
+		classes, err := os.MkdirTemp(t.TempDir(), "classes-")
+		if err != nil {
+			return nil, err
+		}
+		if msg, err := exec.Command("javac", "-d", classes, src).CombinedOutput(); err != nil {
+			return msg, err
+		}
+		return exec.Command("jar", "--create", "--file", out, "--main-class", name, "-C", classes, ".").CombinedOutput()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jar
+}
