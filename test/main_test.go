@@ -8,5 +8,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv("CR_TEST_CLIENTS"); name != "" {
+		os.Exit(clientsMain(name))
+	}
 	os.Exit(harness.Main(m))
 }

@@ -2,6 +2,7 @@ package test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,33 +10,77 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"crpipe/test/harness"
 )
 
-// postgresServer is PostgreSQL, which insists on not being root, under pgbench: on four connections that last, and inside of the tree on one for each transaction.
-var postgresServer = server{name: "postgres", script: "postgres.sh", needs: []string{"/usr/lib/postgresql/*/bin/postgres", "pgbench"}, user: 65534, load: postgresLoad}
+// postgresServer is PostgreSQL, which insists on not being root, under pgbench, on four connections that last for seconds and inside of the tree on one for each
+// transaction, and with a psql that counts.
+var postgresServer = server{name: "postgres", script: "postgres.sh", needs: []string{"/usr/lib/postgresql/*/bin/postgres", "pgbench", "psql"}, user: 65534, load: postgresLoad}
 
-func postgresLoad(l *load, j *harness.Job, port string) {
+func postgresLoad(l *load, dir, port string) {
+	l.start("psql", func(c *client) error { return postgresCounter(c, dir, port) })
 	outside, longest := 0, 0
 	l.start("pgbench", func(c *client) error {
 		for run := 0; !c.stopped(); run++ {
-			n, err := pgbench(c, port, filepath.Join(j.Aux, fmt.Sprintf("transactions-%d", run)), &longest)
+			n, err := pgbench(c, port, filepath.Join(dir, fmt.Sprintf("transactions-%d", run)), &longest)
 			if err != nil {
 				return err
 			}
 			outside += n
 		}
 		l.t.Logf("pgbench: %d transactions, the longest took %v", outside, time.Duration(longest)*time.Microsecond)
-		return os.WriteFile(filepath.Join(j.Dir, "outside"), fmt.Appendf(nil, "%d\n", outside), 0o644)
+		return os.WriteFile(filepath.Join(dir, "outside"), fmt.Appendf(nil, "%d\n", outside), 0o644)
 	})
+}
+
+// postgresClient is a program on a TCP connection.
+func postgresClient(port, name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "PGHOST=127.0.0.1", "PGPORT=" + port, "PGUSER=postgres", "PGDATABASE=postgres"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd
+}
+
+// postgresCounter counts in a table and leaves in DIR/counted how far it came.
+func postgresCounter(c *client, dir, port string) error {
+	cmd := postgresClient(port, "psql", "-qAtX", "-v", "ON_ERROR_STOP=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	hung := time.AfterFunc(time.Until(deadline()), func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+	lines, n := bufio.NewReader(out), 0
+	for ; c.pause(5 * time.Millisecond); n++ {
+		line := ""
+		if _, err = fmt.Fprintln(in, "UPDATE counter SET n = n + 1 RETURNING n;"); err == nil {
+			line, err = lines.ReadString('\n')
+		}
+		if err == nil && line != fmt.Sprintln(n+1) {
+			err = fmt.Errorf("%q, want %d", line, n+1)
+		}
+		if err != nil {
+			break
+		}
+		c.answered()
+	}
+	if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil {
+		return fmt.Errorf("psql: %w: %s", err, said.String())
+	}
+	return os.WriteFile(filepath.Join(dir, "counted"), fmt.Appendf(nil, "%d\n", n), 0o644)
 }
 
 // pgbench works for some seconds and returns how many transactions were made, all of them acknowledged.
 func pgbench(c *client, port, log string, longest *int) (int, error) {
-	cmd := exec.Command("pgbench", "--no-vacuum", "--client=4", "--jobs=2", "--time=3", "--progress=1", "--log", "--log-prefix="+log, "postgres")
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "PGHOST=127.0.0.1", "PGPORT=" + port, "PGUSER=postgres"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd := postgresClient(port, "pgbench", "--no-vacuum", "--client=4", "--jobs=2", "--time=3", "--progress=1", "--log", "--log-prefix="+log)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return 0, err

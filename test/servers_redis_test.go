@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -95,17 +96,10 @@ func (c *redisConn) expect(want, what string) error {
 	return err
 }
 
-func redisLoad(l *load, j *harness.Job, port string) {
+func redisLoad(l *load, dir, port string) {
 	on := func(network, name string, work func(c *client, conn *redisConn, key string) error) {
-		addr := net.JoinHostPort("127.0.0.1", port)
-		if network == "unix" {
-			if l.killed {
-				return // its client is outside of the tree and loses the connection when the server is killed
-			}
-			addr = filepath.Join(j.Dir, "sock")
-		}
-		l.start(name+"."+network, func(c *client) error {
-			conn, err := redisDial(network, addr)
+		l.start(l.name(name, network), func(c *client) error {
+			conn, err := redisDial(network, address(network, dir, port))
 			if err != nil {
 				return err
 			}
@@ -113,7 +107,7 @@ func redisLoad(l *load, j *harness.Job, port string) {
 			return work(c, conn, c.name)
 		})
 	}
-	for _, network := range []string{"tcp", "unix"} {
+	for _, network := range l.networks() {
 		on(network, "counter", redisCounter)
 		on(network, "pipeline", redisPipeline)
 		on(network, "big", redisBig)
@@ -263,7 +257,19 @@ func redisAfter(t *testing.T, j *harness.Job, l *load) {
 		}
 	}
 	defer conn.Close()
-	for _, c := range l.clients {
+	acknowledged := l.clients
+	data, err := os.ReadFile(filepath.Join(j.Dir, "inside"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(string(data)), "\n") {
+		c := &client{}
+		if _, err := fmt.Sscan(line, &c.name, &c.n); err != nil {
+			t.Fatalf("what clients inside have left: %v in %q", err, line)
+		}
+		acknowledged = append(acknowledged, c)
+	}
+	for _, c := range acknowledged {
 		var err error
 		switch {
 		case strings.HasPrefix(c.name, "counter"):

@@ -3,37 +3,75 @@ package test
 import (
 	"fmt"
 	"net"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"crpipe/test/harness"
 )
 
-// A server is one that people run, with the load that it is under. Its tree is a script of test/testdata/real, the server, its processes and often a client; it
-// looks at itself when it is told to (DIR/check). Other clients are outside of the tree: they see nothing of what is done to it but that it takes its time.
+// A server is one that people run, with the load that it is under. Its tree is a script of test/testdata/real, the server, its processes, and clients by unix
+// sockets and TCP; it looks at itself when it is told to (DIR/check). Other clients are outside of the tree, by TCP: they see nothing of what is done to it but
+// that it takes its time.
 type server struct {
 	name   string
 	script string
 	needs  []string                    // programs, or patterns of their paths
 	user   int                         // who it runs as, root when 0
 	args   func(t *testing.T) []string // what the script gets behind its directory and its port
-	load   func(l *load, j *harness.Job, port string)
+	load   func(l *load, dir, port string)
 	// after looks at what the server has left behind, once it has ended.
 	after func(t *testing.T, j *harness.Job, l *load)
 }
 
 // load is all clients of a server.
 type load struct {
-	t       *testing.T
+	t       reporter
+	inside  bool // of the tree
 	lock    sync.Mutex
 	stop    chan struct{}
 	ended   sync.WaitGroup
 	clients []*client
-	killed  bool // the server is killed and restored
+	over    atomic.Bool // the test has ended: what clients see then says nothing
+}
+
+// reporter is what a load needs of a testing.T.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Log(args ...any)
+	Logf(format string, args ...any)
+	Failed() bool
+}
+
+// networks are those by which the clients come.
+func (l *load) networks() []string {
+	if l.inside {
+		return []string{"tcp", "unix"}
+	}
+	return []string{"tcp"} // a connection by a unix socket cannot be kept when one end is outside
+}
+
+// name is a client's: no two of a server have the same.
+func (l *load) name(what, network string) string {
+	if l.inside {
+		return what + "." + network + ".inside"
+	}
+	return what + "." + network
+}
+
+// address is where a server listens.
+func address(network, dir, port string) string {
+	if network == "unix" {
+		return filepath.Join(dir, "sock")
+	}
+	return net.JoinHostPort("127.0.0.1", port)
 }
 
 // client is one of them: it works until stopped says so.
@@ -54,7 +92,7 @@ func (l *load) start(name string, work func(c *client) error) {
 	go func() {
 		defer l.ended.Done()
 		c.last.Store(harness.Monotonic())
-		if err := work(c); err != nil {
+		if err := work(c); err != nil && !l.over.Load() {
 			l.lock.Lock()
 			c.err = err
 			l.lock.Unlock()
@@ -149,6 +187,52 @@ func servers() []server {
 	}
 }
 
+// insider reports for clients inside of the tree, to standard error.
+type insider struct{ failed atomic.Bool }
+
+func (i *insider) Helper() {}
+
+func (i *insider) Errorf(format string, args ...any) {
+	i.failed.Store(true)
+	i.Logf(format, args...)
+}
+
+func (i *insider) Log(args ...any) { fmt.Fprintln(os.Stderr, args...) }
+
+func (i *insider) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+func (i *insider) Failed() bool { return i.failed.Load() }
+
+// clientsMain is this program as a script of a server starts it: with DIR and PORT, until SIGTERM. It makes DIR/clients when they have
+// begun, and leaves in DIR/inside how often each was answered.
+func clientsMain(name string) int {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
+	report := &insider{}
+	l := &load{t: report, inside: true, stop: make(chan struct{})}
+	for _, s := range servers() {
+		if s.name == name {
+			s.load(l, os.Args[1], os.Args[2])
+		}
+	}
+	if err := os.WriteFile(filepath.Join(os.Args[1], "clients"), nil, 0o644); err != nil {
+		report.Errorf("%v", err)
+	}
+	<-ended
+	l.end()
+	var b []byte
+	for _, c := range l.clients {
+		b = fmt.Appendf(b, "%s %d\n", c.name, c.n)
+	}
+	if err := os.WriteFile(filepath.Join(os.Args[1], "inside"), b, 0o644); err != nil {
+		report.Errorf("%v", err)
+	}
+	if report.Failed() || len(l.clients) == 0 {
+		return 1
+	}
+	return 0
+}
+
 func needPrograms(t *testing.T, needs []string) {
 	t.Helper()
 	for _, n := range needs {
@@ -160,12 +244,26 @@ func needPrograms(t *testing.T, needs []string) {
 	}
 }
 
+// dumpPatiently is a shell function that does as its user has to: a connection that waits for accept(2) is refused by name, and a moment later there is none.
+const dumpPatiently = `dump() {
+	local i status
+	for ((i = 0; i < 50; i++)); do
+		status=0
+		cr-dump "$@" > image.cr 2> dump.err || status=$?
+		[ $status = 3 ] && grep -q 'wait for accept(2)' dump.err || break
+		sleep "0.0$((RANDOM % 90 + 10))"
+	done
+	cat dump.err >&2
+	return $status
+}
+`
+
 // TestServers puts every server through the pipeline at random moments, under load. CRPIPE_ROUNDS is how many times.
 func TestServers(t *testing.T) {
 	harness.NeedRoot(t)
 	rounds := number(t, "CRPIPE_ROUNDS", 2)
 	for _, s := range servers() {
-		for _, mode := range []string{"untouched", "frozen"} {
+		for _, mode := range []string{"untouched", "frozen", "go-on", "kill-restore"} {
 			t.Run(s.name+"/"+mode, func(t *testing.T) {
 				t.Parallel()
 				needPrograms(t, s.needs)
@@ -175,25 +273,29 @@ func TestServers(t *testing.T) {
 				if s.args != nil {
 					args = append(args, s.args(t)...)
 				}
-				j := harness.Start(t, "/bin/bash", harness.Options{Name: s.name, User: s.user, Args: args, Shell: fmt.Sprintf(". %q", script(s.script))})
+				j := harness.Start(t, "/bin/bash", harness.Options{Name: s.name, User: s.user, Args: args,
+					Env: []string{"CR_TEST_CLIENTS=" + s.name, "CLIENTS=" + os.Args[0]}, Shell: fmt.Sprintf(". %q", script(s.script))})
 				j.WaitFile("ready", 60*time.Second)
-				l := &load{t: t, stop: make(chan struct{}), killed: mode == "kill-restore"}
-				s.load(l, j, port)
+				l := &load{t: t, stop: make(chan struct{})}
+				t.Cleanup(func() { l.over.Store(true) })
+				s.load(l, j.Dir, port)
 				l.all(0)
 				for r := 0; r < rounds && !t.Failed(); r++ {
 					time.Sleep(time.Duration(rnd.Int63n(int64(500 * time.Millisecond))))
+					begin := harness.Monotonic()
 					switch mode {
 					case "untouched":
 						r = rounds
 					case "frozen":
 						j.MustSh("cr-freeze $PID > job.ticket; cr-thaw < job.ticket")
 					case "go-on":
-						j.MustSh("cr-dump $PID > image.cr")
+						j.MustSh(dumpPatiently + "dump $PID")
 						j.Check("image.cr")
 					case "kill-restore":
-						j.DumpKill("cr-dump --kill $PID > image.cr")
+						j.DumpKill(dumpPatiently + "dump --kill $PID")
 						j.RestoreSh("cr-restore < image.cr > restored.ticket")
 					}
+					t.Logf("round %d: the commands took %v", r, time.Duration(harness.Monotonic()-begin).Round(time.Millisecond))
 					l.all(harness.Monotonic())
 				}
 				l.end()

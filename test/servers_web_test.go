@@ -8,7 +8,6 @@ import (
 	"math/rand"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,10 +24,11 @@ func webServer(name string, command func(t *testing.T) []string) server {
 // nginxServer is nginx with files of its own and goprog/web behind it.
 var nginxServer = server{name: "nginx", script: "nginx.sh", needs: []string{"nginx"}, args: func(t *testing.T) []string {
 	return []string{freePort(t), harness.GoProg(t, "web")}
-}, load: func(l *load, j *harness.Job, port string) {
-	webLoad(l, j, port)
-	l.web(j, port, "tcp", "files", webFiles)
-	l.web(j, port, "unix", "files", webFiles)
+}, load: func(l *load, dir, port string) {
+	webLoad(l, dir, port)
+	for _, network := range l.networks() {
+		l.web(dir, port, network, "files", webFiles)
+	}
 }}
 
 // webConn is one connection. It is never made again, as net/http's client would do without a word.
@@ -85,17 +85,10 @@ func (c *webConn) expect(want []byte, method, path string, body []byte) error {
 }
 
 // web starts a client on a connection of its own.
-func (l *load) web(j *harness.Job, port, network, name string, work func(c *client, conn *webConn) error) {
-	addr := net.JoinHostPort("127.0.0.1", port)
-	if network == "unix" {
-		if l.killed {
-			return // its client is outside of the tree and loses the connection when the server is killed
-		}
-		addr = filepath.Join(j.Dir, "sock")
-	}
-	l.start(name+"."+network, func(c *client) error {
+func (l *load) web(dir, port, network, name string, work func(c *client, conn *webConn) error) {
+	l.start(l.name(name, network), func(c *client) error {
 		for !c.stopped() {
-			conn, err := webDial(network, addr)
+			conn, err := webDial(network, address(network, dir, port))
 			if err != nil {
 				return err
 			}
@@ -109,14 +102,14 @@ func (l *load) web(j *harness.Job, port, network, name string, work func(c *clie
 	})
 }
 
-func webLoad(l *load, j *harness.Job, port string) {
-	for _, network := range []string{"tcp", "unix"} {
-		l.web(j, port, network, "adder", webAdder)
-		l.web(j, port, network, "echo", webEcho)
-		l.web(j, port, network, "cat", webCat)
-		l.web(j, port, network, "ticks", webTicks)
+func webLoad(l *load, dir, port string) {
+	for _, network := range l.networks() {
+		l.web(dir, port, network, "adder", webAdder)
+		l.web(dir, port, network, "echo", webEcho)
+		l.web(dir, port, network, "cat", webCat)
+		l.web(dir, port, network, "ticks", webTicks)
 		n := 0
-		l.web(j, port, network, "short", func(c *client, conn *webConn) error { // a connection for each request
+		l.web(dir, port, network, "short", func(c *client, conn *webConn) error { // a connection for each request
 			n++
 			if err := conn.expect([]byte(strconv.Itoa(n)+"\n"), "GET", "/add?n=1&key="+c.name, nil); err != nil {
 				return err

@@ -32,7 +32,9 @@ done
 behind=$!
 serve nginx -c "$dir/nginx.conf" -e "$dir/error.log"
 answers test -S behind/sock -a -S sock -a -s nginx.pid
+clients "$2"
 checked
+unclient
 ended QUIT
 [ -s error.log ] && grep -q -v -F -e '[notice]' error.log && finish "nginx says: $(grep -v -F '[notice]' error.log | head -5)"
 kill -TERM $behind

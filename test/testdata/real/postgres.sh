@@ -5,10 +5,8 @@ PATH=${programs[-1]}:$PATH
 export PGHOST=$dir PGPORT=$2 PGUSER=postgres PGDATABASE=postgres
 initdb --pgdata data --data-checksums --username postgres --auth trust --no-sync > initdb.log 2>&1 || finish "initdb: $(tail -3 initdb.log)"
 serve postgres -D data -k "$dir" -p "$2" -c listen_addresses=127.0.0.1 -c max_connections=30 -c shared_buffers=8MB -c checkpoint_timeout=30s -c autovacuum_naptime=1s -c fsync=off
-until psql -c 'SELECT 1' > /dev/null 2>&1; do
-	kill -0 "$server" || finish "the server has ended"
-	pause 0.05
-done
+answers psql -c 'SELECT 1'
+psql -qAt -c 'CREATE TABLE counter AS SELECT 0 AS n' || finish "psql: status $?"
 pgbench --initialize --quiet > init.log 2>&1 || finish "pgbench -i: $(tail -3 init.log)"
 : > ready
 # Its connections are many short ones.
@@ -26,6 +24,8 @@ psql -qAt -c 'SELECT sum(abalance) FROM pgbench_accounts' -c 'SELECT sum(tbalanc
 [ "$(uniq sums | wc -l)" = 1 ] || finish "the sums of accounts, tellers, branches and history: $(tr '\n' ' ' < sums)"
 transactions=$(psql -qAt -c 'SELECT count(*) FROM pgbench_history')
 [ "$transactions" = $((n + $(cat outside))) ] || finish "$transactions transactions, want $n of inside and $(cat outside) of outside"
+counted=$(psql -qAt -c 'SELECT n FROM counter')
+[ "$counted" = "$(cat counted)" ] || finish "the counter is $counted, want $(cat counted)"
 ended INT
 pg_checksums --check -D data > checksums.log 2>&1 || finish "pg_checksums: $(cat checksums.log)"
 finish

@@ -8,23 +8,35 @@ pause() { read -r -t "$1" -u 9 || :; }
 server=
 serve() { "$@" 9>&- & server=$!; } # serve COMMAND...
 
-# answers COMMAND...: waits until it succeeds, and says that the server is ready
+# answers COMMAND...: waits until it succeeds
 answers() {
 	local i
 	for ((i = 0; i < 1200; i++)); do
-		if "$@" > /dev/null 2>&1; then
-			: > ready
-			return
-		fi
+		"$@" > /dev/null 2>&1 && return
 		kill -0 "$server" || finish "the server has ended"
 		pause 0.05
 	done
 	finish "the server does not answer to: $*"
 }
 
-checked() { # waits for the end of the test
+clients=
+# clients PORT: starts those inside of the tree, a test's own
+clients() {
+	"$CLIENTS" "$dir" "$1" 9>&- &
+	clients=$!
+	answers test -e clients
+}
+
+unclient() { # ends them
+	kill -TERM $clients
+	wait $clients || finish "the clients inside of the tree ended with status $?"
+}
+
+checked() { # says that all is ready and waits for the end of the test
+	: > ready
 	until [ -e check ]; do
 		kill -0 "$server" || finish "the server has ended"
+		[ -z "$clients" ] || kill -0 $clients || unclient
 		pause 0.05
 	done
 }

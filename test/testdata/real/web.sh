@@ -2,6 +2,8 @@
 . "${BASH_SOURCE%/*}/server.sh"
 serve "${@:3}" "$dir" "$2"
 answers test -S sock
+clients "$2"
 checked
+unclient
 ended TERM
 finish
