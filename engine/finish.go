@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
@@ -141,7 +142,9 @@ func (rs *restoration) finishProcesses() error {
 	if err := rs.takeLocks(files.TableLockCalls); err != nil || !files.HasOwners(rs.plan) {
 		return err
 	}
-	rs.r.CloseBut(sockets.TCPDescriptors(rs.r)) // or a pipe without the other end would tell its owner when we end
+	// Or a pipe without the other end would tell its owner when we end. What letGo needs tells nobody.
+	late := rs.r.LateOf(events.TimerfdKind.Type, events.InotifyKind.Type, files.DeletedKind.Type, files.MemfdKind.Type)
+	rs.r.CloseBut(append(late, sockets.TCPDescriptors(rs.r)...))
 	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error {
 		return files.OwnerCalls(rs.r, b, t, rs.hasTask)
 	})

@@ -407,9 +407,6 @@ func (rs *restoration) letGo() (*Restored, error) {
 	if err := failpoint.After("restore.timers", events.StartTimers(rs.r)); err != nil {
 		return nil, err
 	}
-	if err := failpoint.After("restore.watches", events.StartWatches(rs.r)); err != nil {
-		return nil, err
-	}
 	var all []*tracee.Task
 	if err := rs.tracer.Do(func() error { // one visit to the tracer's thread for all
 		for _, p := range rs.procs {
@@ -425,6 +422,10 @@ func (rs *restoration) letGo() (*Restored, error) {
 		return nil, err
 	}
 	if err := failpoint.After("restore.released", sockets.ReleaseTCP(rs.r)); err != nil {
+		return nil, err
+	}
+	// Last of all that needs the pool, which it closes.
+	if err := failpoint.After("restore.watches", events.StartWatches(rs.r)); err != nil {
 		return nil, err
 	}
 	var roots []int

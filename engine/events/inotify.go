@@ -233,8 +233,10 @@ func restoreWatches(r *object.Restorer, _ stream.Ref, s *inotifyWatches) error {
 		if err != nil {
 			return &os.PathError{Op: "open", Path: "/", Err: err}
 		}
-		m.root, err = r.Pool(fd)
-		return err
+		if m.root, err = r.Pool(fd); err != nil {
+			return err
+		}
+		r.Late(m.root)
 	}
 	return nil
 }

@@ -50,6 +50,7 @@ type Restorer struct {
 	// Number returns the number by which this process knows a process or thread of the tree; 0: there is none (yet).
 	Number func(id int32) int
 	extra  []int
+	late   []int // of those what the last steps need
 }
 
 // ContentFunc takes one piece of an object's contents. data is valid only during the call.
@@ -169,6 +170,21 @@ func (r *Restorer) MakeObjects() error {
 		}
 	}
 	return nil
+}
+
+// Late names a descriptor of the pool that the last steps need.
+func (r *Restorer) Late(fd int) { r.late = append(r.late, fd) }
+
+// LateOf returns the descriptors of the pool of the open files of some types, and those that Late has named.
+func (r *Restorer) LateOf(types ...stream.Type) []int {
+	kept := slices.Clone(r.late)
+	for i := range r.Plan.Objects {
+		o := &r.Plan.Objects[i]
+		if fd, ok := r.files[o.Ref.ID]; ok && slices.Contains(types, o.Type) {
+			kept = append(kept, fd)
+		}
+	}
+	return kept
 }
 
 // Close closes the pool.

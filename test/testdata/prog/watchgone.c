@@ -4,6 +4,8 @@
 #include "fixture.h"
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
 
 static void expect(int in, int wd, uint32_t mask)
 {
@@ -23,6 +25,13 @@ int main(int argc, char **argv)
 	int wd_dir = MUST(inotify_add_watch(in, fx_path("."), IN_DELETE_SELF));
 	int wd_a = MUST(inotify_add_watch(in, fx_path("a"), IN_MODIFY));
 	int wd_b = MUST(inotify_add_watch(in, fx_path("b"), IN_MODIFY | IN_CLOSE_WRITE));
+	/* what is set after the pool of files has gone, and what still needs it then */
+	int p[2], timer = MUST(timerfd_create(CLOCK_MONOTONIC, 0)), sock = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	struct itimerspec it = { .it_value = { 3000, 0 } };
+	MUST(timerfd_settime(timer, 0, &it, NULL));
+	MUST(listen(sock, 5));
+	MUST(pipe(p));
+	MUST(fcntl(p[0], F_SETOWN, getpid()));
 	pid_t child = MUST(fork());
 	if (!child) {
 		close(a);
@@ -43,6 +52,13 @@ int main(int argc, char **argv)
 	CHECK_EQ(n, 0, "set-up: unread bytes");
 	fx_ready();
 	fx_wait_check();
+	CHECK_EQ(fcntl(p[0], F_GETOWN), getpid(), "the owner of the pipe");
+	MUST(timerfd_gettime(timer, &it));
+	CHECK(it.it_value.tv_sec > 0 && it.it_value.tv_sec <= 3000, "the timer has %ld s left", (long)it.it_value.tv_sec);
+	int yes = 0;
+	socklen_t len = sizeof yes;
+	MUST(getsockopt(sock, SOL_SOCKET, SO_ACCEPTCONN, &yes, &len));
+	CHECK_EQ(yes, 1, "the socket listens");
 	MUST(write(a, "x", 1));
 	expect(in, wd_a, IN_MODIFY);
 	fx_touch("go", "");
