@@ -262,13 +262,13 @@ type lastingHold struct {
 func LooksDone(d *object.Dumper) (string, error) {
 	h := holdOf(d)
 	outside := len(h.lasting.Conns)
-	if !h.kill {
+	if !h.kill || h.policy == PolicyDrop { // peers of what is dropped are to hear of the end
 		if outside > 0 && h.policy != PolicyDrop {
 			d.Warn("%d TCP connections end outside of what is dumped: here they go on, and in a restored image they are reset (cr-dump --kill keeps them)", outside)
 		}
 		return "", Unhold(d)
 	}
-	if outside == 0 || h.policy == PolicyDrop || h.ownNet {
+	if outside == 0 || h.ownNet {
 		return "", nil
 	}
 	d.AddPlain(holdType, &lastingHold{Name: h.name()})
