@@ -168,7 +168,8 @@ func (j *Job) RestoreSh(script string) {
 		}
 		if try < 3 && strings.Contains(r.Stderr, "in use") {
 			j.T.Logf("trying again: %s", strings.TrimSpace(r.Stderr))
-			time.Sleep(time.Second)
+			time.Sleep(time.Second / 2)
+			j.reap() // what a restore that failed had made is our child now
 			begin = Monotonic()
 			continue
 		}
