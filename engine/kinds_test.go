@@ -326,6 +326,7 @@ var witness = map[stream.Type]string{
 	"socket.unix": "unixsocks.c", "file.unix": "unixsocks.c", "link.unix": "unixsocks.c", "link.unix.queue": "unixsocks.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
+	"ns.uts": "func TestNamespacesKept", "ns.net": "func TestNamespacesKept",
 	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c", "mqueue": "mqueues.c", "file.mqueue": "mqueues.c",
 	"file.socket.tcp": "tcp.c", "hold.tcp": "func TestTCPMigration",
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",

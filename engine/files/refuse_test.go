@@ -51,7 +51,7 @@ func TestRefused(t *testing.T) {
 		26: "about pid 1, which is not in the tree",
 		27: "receiver of SIGIO (fcntl(2) F_SETOWN) is process 1, outside of the tree",
 		29: "receiver of SIGIO",
-		32: "a socket cannot be checkpointed",
+		32: "a unix socket cannot be checkpointed",
 		33: "character device 1:11 cannot be checkpointed",
 	} {
 		texts := strings.Join(got[fd], "\n")

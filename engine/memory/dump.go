@@ -36,7 +36,7 @@ type mmDump struct {
 	image   []byte               // of the vdso, once it has been read
 
 	policies []Policy                    // of the mappings
-	files    map[arch.Addr]kernelview.ID // the open files of mappings, by where they begin; without the kernel view empty
+	files    map[arch.Addr]kernelview.ID // the open files of mappings, by where they begin; nil without the kernel view
 }
 
 // objectKey is what /proc/PID/maps says of a mapped object.
@@ -53,7 +53,7 @@ func Dump(d *object.Dumper, p *object.Process) error {
 	if p.Zombie {
 		return nil
 	}
-	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}, files: map[arch.Addr]kernelview.ID{}}
+	m := &mmDump{d: d, p: p, tid: p.Leader().TID, objects: map[objectKey]mapped{}}
 	defer func() { _ = m.memory.Close() }() // only read from
 	as, ok := p.View.MM.Get()
 	if !ok {

@@ -63,6 +63,7 @@ func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
 		m.d.LocksUnknown = true
 		return nil, false, nil
 	}
+	m.files = make(map[arch.Addr]kernelview.ID, len(areas))
 	for i := range areas {
 		locked, ok := areas[i].Locked.Get()
 		m.d.LocksUnknown = m.d.LocksUnknown || !ok
