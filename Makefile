@@ -37,7 +37,7 @@ packages: ## the Debian packages that tests run (as root with apt; elsewhere it 
 # CI=1 a skip that .ci/may-skip does not name is a failure.
 # One package after the other (-p 1): tests freeze, kill and time real processes, and a busy machine is another machine.
 test: packages vet ## all tests
-	$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
+	$(GO) test -json -p 1 -timeout 75m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips $(if $(CI),-may-skip .ci/may-skip) $(if $(FAILED),-failed $(FAILED))
 
 vm: vm-6.1 vm-6.12 ## the tests on Debian's older kernels, emulated (root on Debian; see CONTRIBUTING.md)
 
@@ -53,7 +53,7 @@ servers: ## every server under load and every real program, checkpointed 20 time
 	CRPIPE_ROUNDS=20 CR_TEST_MOMENTS=20 $(GO) test -count=1 -timeout 3h -v ./test -run '^TestServers$$|^TestRealPrograms$$'
 
 skips: ## the tests that are skipped on this machine, and why
-	-$(GO) test -json -p 1 -timeout 45m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
+	-$(GO) test -json -p 1 -timeout 75m $(TESTFLAGS) $(PACKAGES) | $(GO) run ./tools/skips -only
 
 vet:
 	$(GO) vet ./...
