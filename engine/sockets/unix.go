@@ -139,6 +139,9 @@ func (t *unixTree) add(d *object.Dumper, p *object.Process, u *kernelview.Unix) 
 	if peer != nil && !peer.Dead && !t.inTree(d, peer) {
 		s.Remote = peer.Address // refuseOutside has allowed it
 	}
+	if t.namedPair(u, peer) {
+		return stream.Ref{}, object.Unsupportedf("it was made by socketpair(2) and bound to a path afterwards, which cannot be checkpointed")
+	}
 	if u.OOB {
 		return stream.Ref{}, object.Unsupportedf("a byte that was sent with MSG_OOB waits in it, which cannot be checkpointed")
 	}
@@ -153,6 +156,21 @@ func (t *unixTree) add(d *object.Dumper, p *object.Process, u *kernelview.Unix) 
 	t.refs[u.ID] = ref
 	t.todo = append(t.todo, unixTodo{u, p})
 	return ref, nil
+}
+
+// namedPair says whether a socket with a path was made by socketpair(2), not connected to one that listens: nothing makes such a pair again
+// with the credentials of who has made it.
+func (t *unixTree) namedPair(u, peer *kernelview.Unix) bool {
+	switch {
+	case u.Dead || !u.Bound || len(u.Address) == 0 || u.Address[0] == 0:
+		return false
+	case u.Type == unix.SOCK_DGRAM:
+		return u.PeerCred != nil // only socketpair(2) notes them
+	case peer == nil:
+		return false
+	}
+	accepted := t.waiting[peer.ID] != 0 || len(peer.Address) > 0 && (peer.Dead || !peer.Bound)
+	return !accepted
 }
 
 // cred describes SO_PEERCRED.

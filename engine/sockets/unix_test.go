@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -137,5 +138,38 @@ func TestUnixPlace(t *testing.T) {
 	}
 	if err := aim(); err == nil {
 		t.Error("a regular file would have been replaced")
+	}
+}
+
+// A client that was bound to a path is no pair; one of socketpair(2) is, and cannot be made again.
+func TestNamedPair(t *testing.T) {
+	named := func(typ uint16) *kernelview.Unix {
+		return &kernelview.Unix{Socket: kernelview.Socket{ID: 1, Type: typ}, Address: []byte("/x\x00"), Bound: true}
+	}
+	other := func(change func(*kernelview.Unix)) *kernelview.Unix {
+		u := &kernelview.Unix{Socket: kernelview.Socket{ID: 2, Type: unix.SOCK_STREAM}}
+		change(u)
+		return u
+	}
+	datagram := named(unix.SOCK_DGRAM)
+	datagram.PeerCred = &kernelview.PeerCred{}
+	tree := &unixTree{waiting: map[kernelview.ID]kernelview.ID{2: 3}}
+	none := &unixTree{}
+	for name, c := range map[string]struct {
+		t       *unixTree
+		u, peer *kernelview.Unix
+		want    bool
+	}{
+		"alone":             {none, named(unix.SOCK_STREAM), nil, false},
+		"pair":              {none, named(unix.SOCK_STREAM), other(func(*kernelview.Unix) {}), true},
+		"pair of two names": {none, named(unix.SOCK_STREAM), other(func(u *kernelview.Unix) { u.Address, u.Bound = []byte("/y\x00"), true }), true},
+		"accepted":          {none, named(unix.SOCK_STREAM), other(func(u *kernelview.Unix) { u.Address = []byte("/y\x00") }), false},
+		"not accepted yet":  {tree, named(unix.SOCK_STREAM), other(func(*kernelview.Unix) {}), false},
+		"datagrams":         {none, named(unix.SOCK_DGRAM), nil, false},
+		"pair of datagrams": {none, datagram, nil, true},
+	} {
+		if got := c.t.namedPair(c.u, c.peer); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
