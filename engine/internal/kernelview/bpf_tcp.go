@@ -10,17 +10,13 @@ import (
 
 // What is read of TCP sockets (linux/tcp.h, net/inet_connection_sock.h, net/tcp.h).
 var (
-	fSkDaddr     = want("sock.__sk_common.skc_daddr")
-	fSkRcvSaddr  = want("sock.__sk_common.skc_rcv_saddr")
-	fSkDport     = want("sock.__sk_common.skc_dport")
-	fSkNum       = want("sock.__sk_common.skc_num")
-	fSkV6Daddr   = want("sock.__sk_common.skc_v6_daddr")
-	fSkV6Saddr   = want("sock.__sk_common.skc_v6_rcv_saddr")
-	fSkUserlocks = want("sock.sk_userlocks")
-	fSkRtx       = want("sock.tcp_rtx_queue.rb_node")
-	fSkPeekOff   = want("sock.sk_peek_off")
-	fSkZckey     = want("sock.sk_zckey")
-	fSockDone    = want("enum sock_flags.SOCK_DONE")
+	fSkRcvSaddr = want("sock.__sk_common.skc_rcv_saddr")
+	fSkNum      = want("sock.__sk_common.skc_num")
+	fSkV6Saddr  = want("sock.__sk_common.skc_v6_rcv_saddr")
+	fSkRtx      = want("sock.tcp_rtx_queue.rb_node")
+	fSkPeekOff  = want("sock.sk_peek_off")
+	fSkZckey    = want("sock.sk_zckey")
+	fSockDone   = want("enum sock_flags.SOCK_DONE")
 
 	fIcskHalf = want("inet_connection_sock.icsk_accept_queue.qlen")
 	fIcskULP  = want("inet_connection_sock.icsk_ulp_ops")
@@ -82,7 +78,7 @@ func (v *bpfView) TCPEnds(file ID) (TCPEnds, error) {
 // tcpEnds reads them of the socket at an address, and returns the struct sock too.
 func (v *bpfView) tcpEnds(addr uint64) (TCPEnds, []byte, error) {
 	l := v.l
-	for _, f := range []field{fSkFamily, fSkState, fSkType, fSkProtocol, fSkDaddr, fSkRcvSaddr, fSkDport, fSkNum, fSkAckBacklog, fIcskHalf} {
+	for _, f := range []field{fSkFamily, fSkState, fSkType, fSkProtocol, fInPeer, fSkRcvSaddr, fInPort, fSkNum, fSkAckBacklog, fIcskHalf} {
 		if !l.has(f) {
 			return TCPEnds{}, nil, missingTCP(f)
 		}
@@ -97,13 +93,13 @@ func (v *bpfView) tcpEnds(addr uint64) (TCPEnds, []byte, error) {
 		e.Protocol != unix.IPPROTO_TCP && e.Protocol != unix.IPPROTO_MPTCP&0xffff {
 		return TCPEnds{}, nil, fmt.Errorf("reading a TCP socket: %w", ErrKind)
 	}
-	local, remote := fSkRcvSaddr, fSkDaddr
+	local, remote := fSkRcvSaddr, fInPeer
 	if e.Family == unix.AF_INET6 {
-		local, remote = fSkV6Saddr, fSkV6Daddr
+		local, remote = fSkV6Saddr, fInPeer6
 	}
 	src, ok1 := l.bytes(b, local)
 	dst, ok2 := l.bytes(b, remote)
-	port, ok3 := l.bytes(b, fSkDport)
+	port, ok3 := l.bytes(b, fInPort)
 	if !ok1 || !ok2 || !ok3 || len(port) != 2 {
 		return TCPEnds{}, nil, missingTCP(local)
 	}
@@ -147,7 +143,7 @@ func missingTCP(f field) error {
 // TCP is documented with View.
 func (v *bpfView) TCP(file ID) (TCP, error) {
 	l := v.l
-	for _, f := range []field{fSkUserlocks, fSkRtx, fSockDone, fTcpWriteSeq, fTcpSndUna, fTcpSndNxt, fTcpRcvNxt, fTcpCopied, fTcpSndWl1,
+	for _, f := range []field{fSkLocks, fSkRtx, fSockDone, fTcpWriteSeq, fTcpSndUna, fTcpSndNxt, fTcpRcvNxt, fTcpCopied, fTcpSndWl1,
 		fTcpSndWnd, fTcpMaxWindow, fTcpRcvWnd, fTcpRcvWup, fTcpMSSClamp, fTcpUserMSS, fTcpTstampOK, fTcpSackOK, fTcpWscaleOK, fTcpSndWscale,
 		fTcpRcvWscale, fTcpUrgData, fTcpRepair, fCbSeq, fCbEndSeq, fCbFlags, fSkbRb, fSkFlags, fIcskHalf} {
 		if !l.has(f) {
@@ -166,7 +162,7 @@ func (v *bpfView) TCP(file ID) (TCP, error) {
 	if t.Socket, err = v.socket(addr); err != nil {
 		return TCP{}, err
 	}
-	locks, _ := l.uint(sk, fSkUserlocks)
+	locks, _ := l.uint(sk, fSkLocks)
 	t.BoundAddress, t.BoundPort = locks&bindAddrLock != 0, locks&bindPortLock != 0
 	flags, _ := l.uint(sk, fSkFlags)
 	t.Done = flags>>l.off(fSockDone)&1 != 0

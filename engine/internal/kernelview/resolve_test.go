@@ -25,6 +25,12 @@ var mayMiss = []string{
 	"file_lock.fl_list",                      // until 6.8
 	"file_lock.fl_owner",                     // until 6.8
 	"file_lock.fl_type",                      // until 6.8
+	"file_lock.fl_file",                      // until 6.8
+	"file_lock.fl_fasync",                    // until 6.8
+	"inet_sock.ipv6_fl_list",                 // since 6.17
+	"ipv6_pinfo.ipv6_fl_list",                // until 6.16
+	"tcp_sock.ao_info",                       // since 6.7, with CONFIG_TCP_AO
+	"sock.sk_policy",                         // with CONFIG_XFRM
 	"pipe_inode_info.watch_queue",            // with CONFIG_WATCH_QUEUE
 	"cgroup.freezer.freeze_start_nsec",       // since 6.18
 	"mm_struct.futex_phash",                  // since 6.16, as the next two

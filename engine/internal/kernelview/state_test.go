@@ -232,6 +232,7 @@ func waitBlocked(t *testing.T, pid int, nr int) {
 		}
 		var now int
 		if n, _ := fmt.Sscanf(string(b), "%d", &now); n == 1 && now == nr && procStat(t, pid)[2] == "S" {
+			time.Sleep(time.Millisecond) // it says so a moment before it counts its time
 			return
 		}
 		time.Sleep(time.Millisecond)
