@@ -244,7 +244,8 @@ func needPrograms(t *testing.T, needs []string) {
 	}
 }
 
-// dumpPatiently is a shell function that does as its user has to: a connection that waits for accept(2) is refused by name, and a moment later there is none.
+// dumpPatiently is a shell function that does as its user has to: with --kill a connection that waits for accept(2) is refused by name, and a
+// moment later there is none.
 const dumpPatiently = `dump() {
 	local i status
 	for ((i = 0; i < 50; i++)); do
@@ -289,7 +290,7 @@ func TestServers(t *testing.T) {
 					case "frozen":
 						j.MustSh("cr-freeze $PID > job.ticket; cr-thaw < job.ticket")
 					case "go-on":
-						j.MustSh(dumpPatiently + "dump $PID")
+						j.MustSh("cr-dump $PID > image.cr")
 						j.Check("image.cr")
 					case "kill-restore":
 						j.DumpKill(dumpPatiently + "dump --kill $PID")

@@ -86,7 +86,8 @@ func dumpTCP(d *object.Dumper, f *object.OpenFile) (*tcpState, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseTCP(&v, d.TCP); err != nil {
+	h := holdOf(d)
+	if err := refuseTCP(&v, d.TCP, h.mustAccept(&v.Ends)); err != nil {
 		return nil, err
 	}
 	// The kernel keeps something of its own with the sockets of MPTCP; of others socket.go refuses that.
@@ -106,7 +107,6 @@ func dumpTCP(d *object.Dumper, f *object.OpenFile) (*tcpState, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := holdOf(d)
 	s := &tcpState{Common: *c, Family: v.Family, Protocol: v.Protocol, State: v.State, Shutdown: v.Shutdown,
 		Connecting: v.Connecting == ssConnecting, Err: v.Err, IP: withoutMulticast(ip)}
 	if s.TCP, err = h.usual.read(fd, int(v.Family), int(v.Protocol)); err != nil {
@@ -205,8 +205,8 @@ func (s *tcpState) fromView(v *kernelview.TCP, fd int) error {
 	return nil
 }
 
-// refuseTCP refuses what cannot be kept.
-func refuseTCP(v *kernelview.TCP, policy string) error {
+// refuseTCP refuses what cannot be kept. waiting connections would have to be accepted before.
+func refuseTCP(v *kernelview.TCP, policy string, waiting uint32) error {
 	refuse := func(what string) error { return object.Unsupportedf("%s, which cannot be checkpointed", what) }
 	yes := func(m kernelview.Maybe[bool]) bool { return m.V }
 	connected := isConnection(v.State)
@@ -231,8 +231,8 @@ func refuseTCP(v *kernelview.TCP, policy string) error {
 		return refuse("the SYN of its peer is kept for TCP_SAVED_SYN")
 	case v.Urgent:
 		return refuse("it has urgent data (MSG_OOB)")
-	case v.State == kernelview.SocketListening && v.Ends.Backlog > 0 && policy != PolicyDrop:
-		return &object.Unsupported{What: fmt.Sprintf("%d connections wait for accept(2), which cannot be checkpointed", v.Ends.Backlog),
+	case v.State == kernelview.SocketListening && waiting > 0:
+		return &object.Unsupported{What: fmt.Sprintf("%d connections wait for accept(2), which cannot be checkpointed", waiting),
 			Do: "dump when the program has accepted them, or pass --tcp drop"}
 	case connected && policy == PolicyListen:
 		return &object.Unsupported{What: fmt.Sprintf("it is a connection from %s to %s, and --tcp listen-only keeps none", v.Ends.Local, v.Ends.Remote),

@@ -42,6 +42,8 @@ type tcpHold struct {
 	kill     bool
 	ownNet   bool                  // the tree has a network namespace of its own, which it does not find again: its peers there are lost
 	inside   map[nethold.Conn]bool // connections whose other end is in the tree too
+	clients  map[uint16]bool       // ports that other connections of the tree lead to
+	waiting  uint32                // connections from outside that wait for accept(2) and go on here
 	lasting  nethold.Packets       // what is held after the end
 	silent   []*sys.FD
 	contents map[*tcpState][]byte
@@ -58,7 +60,7 @@ const (
 func holdOf(d *object.Dumper) *tcpHold {
 	h, ok := d.Sockets.(*tcpHold)
 	if !ok {
-		h = &tcpHold{policy: d.TCP, kill: d.Kill, inside: map[nethold.Conn]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
+		h = &tcpHold{policy: d.TCP, kill: d.Kill, inside: map[nethold.Conn]bool{}, clients: map[uint16]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
 		d.Sockets = h
 	}
 	return h
@@ -105,6 +107,7 @@ func HoldTCP(d *object.Dumper) error {
 			h.inside[c] = true
 		} else {
 			h.lasting.Conns = append(h.lasting.Conns, c)
+			h.clients[c.Remote.Port()] = true
 		}
 	}
 	slices.Sort(listens)
@@ -138,15 +141,27 @@ func HoldTCP(d *object.Dumper) error {
 		return err
 	}
 	for _, e := range ends {
-		n := e.Backlog
-		if d.Kill { // else they go on here
+		if e.State != kernelview.SocketListening {
+			continue
+		}
+		n := h.mustAccept(&e)
+		if h.waiting += e.Backlog - n; d.Kill { // else they go on here
 			n += e.Half
 		}
-		if e.State == kernelview.SocketListening && n > 0 {
+		if n > 0 {
 			return h.closePorts(d, &PendingError{e.Local.String(), n}, listens)
 		}
 	}
 	return nil
+}
+
+// mustAccept is how many connections a listening socket has to give to accept(2) before it can be dumped. Without Kill those from outside go
+// on here like all others; a restored image has them as connections that were reset before anybody had accepted them: not at all.
+func (h *tcpHold) mustAccept(e *kernelview.TCPEnds) uint32 {
+	if h.policy == PolicyDrop || !h.kill && !h.clients[e.Local.Port()] {
+		return 0
+	}
+	return e.Backlog
 }
 
 // closePorts keeps further connections away from listening sockets until OpenPorts, so that the program can come to an end with those
@@ -263,8 +278,8 @@ func LooksDone(d *object.Dumper) (string, error) {
 	h := holdOf(d)
 	outside := len(h.lasting.Conns)
 	if !h.kill || h.policy == PolicyDrop { // peers of what is dropped are to hear of the end
-		if outside > 0 && h.policy != PolicyDrop {
-			d.Warn("%d TCP connections end outside of what is dumped: here they go on, and in a restored image they are reset (cr-dump --kill keeps them)", outside)
+		if n := outside + int(h.waiting); n > 0 && h.policy != PolicyDrop {
+			d.Warn("%d TCP connections end outside of what is dumped: here they go on, and in a restored image they are reset (cr-dump --kill keeps them)", n)
 		}
 		return "", Unhold(d)
 	}
