@@ -25,6 +25,7 @@ type Prctls struct {
 	MCEKillEarly bool   `msgpack:"mce_kill_early,omitempty"`
 	IOFlusher    bool   `msgpack:"io_flusher,omitempty"`
 	TSCFaults    bool   `msgpack:"tsc_faults,omitempty"`
+	CPUIDFaults  bool   `msgpack:"cpuid_faults,omitempty"`
 
 	// What PR_SET_SPECULATION_CTRL is given; 0: it was not called, or this machine controls nothing.
 	StoreBypass    uint32 `msgpack:"store_bypass,omitempty"`
@@ -66,8 +67,9 @@ func DumpPrctls(d *object.Dumper, t *object.Thread) Prctls {
 		Personality:  look(l, v.Personality, "personality"),
 		PdeathSignal: look(l, v.PdeathSignal, "parent-death signal"),
 		MCEKillSet:   mce.Set, MCEKillEarly: mce.Early,
-		IOFlusher: look(l, v.IOFlusher, "I/O flusher state"),
-		TSCFaults: look(l, v.TSCFaults, "time-stamp counter mode"),
+		IOFlusher:   look(l, v.IOFlusher, "I/O flusher state"),
+		TSCFaults:   look(l, v.TSCFaults, "time-stamp counter mode"),
+		CPUIDFaults: look(l, v.CPUIDFaults, "permission to use CPUID"),
 	}
 	if i := slices.IndexFunc(t.Process.Threads, noSlack); i >= 0 && t.Process.Threads[i] == t {
 		d.Warn("pid %d (%s): threads whose default timer slack is 0, because a real-time thread made them, will get that of cr-restore", t.Process.PID, t.Process.Comm())
@@ -125,6 +127,10 @@ func (p *Prctls) Calls(b *tracee.Batch, a *arch.Arch) {
 	}
 	if p.TSCFaults {
 		b.Call(n.Prctl, unix.PR_SET_TSC, unix.PR_TSC_SIGSEGV)
+	}
+	if p.CPUIDFaults {
+		const setCPUID = 0x1012 // ARCH_SET_CPUID (asm/prctl.h)
+		b.Call(n.ArchPrctl, setCPUID, zero).Note("faults of the CPUID instruction (ARCH_SET_CPUID)")
 	}
 	if p.StoreBypass != 0 {
 		b.Call(n.Prctl, unix.PR_SET_SPECULATION_CTRL, unix.PR_SPEC_STORE_BYPASS, uint64(p.StoreBypass), zero, zero).

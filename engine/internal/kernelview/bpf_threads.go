@@ -188,6 +188,7 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	t.SeccompMode = num[int32](l, b, fTSeccompMode)
 	t.SeccompFilters = num[int32](l, b, fTSeccompCount)
 	t.TSCFaults = bitsSet(l, b, fTIFlags, factTSCFaults)
+	t.CPUIDFaults = bitsSet(l, b, fTIFlags, factCPUIDFaults)
 	t.Speculation = v.speculationOf(b)
 	t.SyscallDispatch = v.dispatchOf(b)
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
 )
 
 // errNoField says that a fact cannot be found because this kernel has no such
@@ -92,22 +94,28 @@ func (c *calibration) asleep() ([]byte, error) {
 const noField = ^field(0)
 
 // A setting is a call that sets a bit, and one that clears it again if there
-// is one: [number, arguments...].
+// is one: [number, arguments...]. A machine that has no call to set it cannot
+// have the bit.
 type setting struct {
 	fact       factName
 	through, f field
 	set, clear []uint64
 }
 
-// find makes the calls. A kernel that does not know the call (EINVAL) cannot
-// have the bit: then the constant is no bit at all. Other failures say nothing.
+// find makes the calls. A kernel that does not know the call (EINVAL), or a
+// machine without what it is about (ENODEV), cannot have the bit: then the
+// constant is no bit at all. Other failures say nothing.
 func (c *calibration) find(s setting) error {
 	before, err := c.word(s.through, s.f)
 	if err != nil {
 		return err
 	}
+	if s.set == nil {
+		c.v.l.facts[s.fact] = fact{known: true}
+		return nil
+	}
 	if _, err := c.h.call(uintptr(s.set[0]), s.set[1:]...); err != nil {
-		if errors.Is(err, unix.EINVAL) {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 			c.v.l.facts[s.fact] = fact{known: true}
 		}
 		return nil
@@ -145,6 +153,21 @@ func prctl(option int, args ...uint64) []uint64 {
 	return append([]uint64{unix.SYS_PRCTL, uint64(option)}, args...)
 }
 
+// Of arch_prctl(2) (asm/prctl.h).
+const (
+	getCPUID = 0x1011 // ARCH_GET_CPUID
+	setCPUID = 0x1012 // ARCH_SET_CPUID
+)
+
+// archPrctl is nil where there is no such call.
+func archPrctl(option int, arg uint64) []uint64 {
+	a, err := arch.Native()
+	if err != nil || a.Sys.ArchPrctl == arch.NoSyscall {
+		return nil
+	}
+	return []uint64{uint64(a.Sys.ArchPrctl), uint64(option), arg}
+}
+
 // task finds the bits of the task.
 func (c *calibration) task() error {
 	const everything = 1<<47 - 1 // all code may call: the dispatch is on and does nothing
@@ -152,6 +175,7 @@ func (c *calibration) task() error {
 		{factTSCFaults, noField, fTIFlags, prctl(unix.PR_SET_TSC, unix.PR_TSC_SIGSEGV), prctl(unix.PR_SET_TSC, unix.PR_TSC_ENABLE)},
 		{factMCEProcess, noField, fTFlags, prctl(unix.PR_MCE_KILL, unix.PR_MCE_KILL_SET, unix.PR_MCE_KILL_LATE), prctl(unix.PR_MCE_KILL, unix.PR_MCE_KILL_CLEAR)},
 		{factDispatch, noField, fTSyscallWork, prctl(unix.PR_SET_SYSCALL_USER_DISPATCH, unix.PR_SYS_DISPATCH_ON, 0, everything), prctl(unix.PR_SET_SYSCALL_USER_DISPATCH, unix.PR_SYS_DISPATCH_OFF)},
+		{factCPUIDFaults, noField, fTIFlags, archPrctl(setCPUID, 0), archPrctl(setCPUID, 1)},
 		{factNoNewPrivs, noField, fTAtomicFlags, prctl(unix.PR_SET_NO_NEW_PRIVS, 1), nil},
 	})
 	if err != nil {

@@ -263,6 +263,11 @@ func (v *classicalView) visitThread(t *Thread, st *procfs.Status) error {
 		c.add(value(&t.Personality, func(r int64) uint32 { return uint32(r) }), n.Personality, 0xffffffff)
 		c.add(value(&t.MCEKill, func(r int64) MCEKill { return MCEKill{Set: r != mceKillDefault, Early: r == mceKillEarly} }), n.Prctl, unix.PR_MCE_KILL_GET)
 		c.add(value(&t.IOFlusher, func(r int64) bool { return r != 0 }), n.Prctl, prGetIOFlusher) // EPERM without CAP_SYS_RESOURCE
+		if n.ArchPrctl != arch.NoSyscall {
+			c.add(value(&t.CPUIDFaults, func(r int64) bool { return r == 0 }), n.ArchPrctl, getCPUID, 0)
+		} else {
+			t.CPUIDFaults = Is(false)
+		}
 		var spec [2]int64
 		for which := range spec {
 			c.add(func(r *RemoteCall) error { spec[which] = r.Result; return nil }, n.Prctl, prGetSpeculation, uint64(which))

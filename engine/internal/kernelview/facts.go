@@ -45,6 +45,7 @@ const (
 	factLinkable                       // inode.i_state: I_LINKABLE
 	factLandlock                       // where in cred.security the part of Landlock begins
 	factTHPAdvised                     // mm_struct.flags: PR_THP_DISABLE_EXCEPT_ADVISED
+	factCPUIDFaults                    // thread_info.flags: TIF_NOCPUID
 	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
@@ -60,7 +61,7 @@ var factNames = nameFacts([firstVMCode]string{
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
 	"stack top", "fpstate", "xstate", "xfeatures", "xfeatures verified", "mxcsr mask", "signal queues", "rseq length",
 	"linkable",
-	"landlock", "thp advised",
+	"landlock", "thp advised", "cpuid faults",
 })
 
 // nameFacts adds the names of the facts that are codes of mappings.

@@ -67,6 +67,7 @@ type Thread struct {
 	SeccompFilters    Maybe[int32]
 	Seccomp           Maybe[[]SeccompFilter] // oldest first
 	TSCFaults         Maybe[bool]            // PR_TSC_SIGSEGV is in force
+	CPUIDFaults       Maybe[bool]            // ARCH_SET_CPUID of arch_prctl(2) has forbidden the CPUID instruction
 	Speculation       Maybe[Speculation]
 	SyscallDispatch   Maybe[SyscallDispatch]
 	Mempolicy         Maybe[Mempolicy]

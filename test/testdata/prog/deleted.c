@@ -35,8 +35,8 @@ int main(int argc, char **argv)
 		MUST(unlink(fx_path(gone[i])));
 	int newer = make("replaced", 123 * 8, 7);
 	int sparse = MUST(open(fx_path("sparse"), O_RDWR | O_CREAT, 0600));
-	MUST(ftruncate(sparse, 1l << 33));
-	MUST(pwrite(sparse, "in the middle", 13, 1l << 32));
+	MUST(ftruncate(sparse, 1ll << 33));
+	MUST(pwrite(sparse, "in the middle", 13, 1ll << 32));
 	MUST(unlink(fx_path("sparse")));
 	int ro = MUST(open("/proc/self/fd/3", O_RDONLY)); /* the same inode, opened once more, by way of the first descriptor */
 	CHECK_EQ(plain, 3, "set-up: first descriptor");
@@ -79,10 +79,10 @@ int main(int argc, char **argv)
 	MUST(fstat(empty, &st));
 	CHECK_EQ(st.st_size, 0, "size of the empty deleted file");
 	MUST(fstat(sparse, &st));
-	CHECK_EQ(st.st_size, 1l << 33, "size of the sparse deleted file");
+	CHECK_EQ(st.st_size, 1ll << 33, "size of the sparse deleted file");
 	CHECK(st.st_blocks < 2048, "the sparse file has %ld blocks", (long)st.st_blocks);
 	char c[16] = "";
-	CHECK(pread(sparse, c, 13, 1l << 32) == 13 && !strcmp(c, "in the middle"), "the sparse file's contents: %s", c);
+	CHECK(pread(sparse, c, 13, 1ll << 32) == 13 && !strcmp(c, "in the middle"), "the sparse file's contents: %s", c);
 	fx_verify("deleted file mapped private", mp, 2 * P, 6);
 	fx_verify("deleted file mapped private, dirtied", mp + 2 * P, P, 8);
 	fx_verify("deleted file mapped private", mp + 3 * P, 5 * P, 6 + 3 * P / 8);

@@ -87,6 +87,9 @@ static void __attribute__((format(printf, 3, 4))) fx_report(const char *file, in
 
 #define FAIL(...) fx_report(__FILE__, __LINE__, __VA_ARGS__)
 #define CHECK(cond, ...) do { if (!(cond)) FAIL(#cond ": " __VA_ARGS__); } while (0)
+/* of what F_GETFL says: a 32-bit program gets O_LARGEFILE, crpipe(7) */
+#define FX_KEPT_FLAGS (sizeof(long) == 8 ? -1 : ~0100000)
+
 #define CHECK_EQ(got, want, what) do { \
 	long long g_ = (long long)(got), w_ = (long long)(want); \
 	if (g_ != w_) FAIL("%s: got %lld (0x%llx), want %lld (0x%llx)", (what), g_, g_, w_, w_); } while (0)

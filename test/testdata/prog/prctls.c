@@ -30,7 +30,7 @@ enum { N = sizeof sets / sizeof *sets };
 
 static long set(int i)
 {
-#ifdef SYS_arch_prctl
+#ifdef __x86_64__
 	if (sets[i].arch)
 		return syscall(SYS_arch_prctl, sets[i].op, sets[i].a);
 #endif
