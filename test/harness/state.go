@@ -231,7 +231,12 @@ func (s Snapshot) descriptors(pid int, names anonymousNames, open *openFiles) {
 		// A file with a name is what it is by device and inode: the name by which it was opened may be gone and another one left.
 		var st syscall.Stat_t
 		if err := syscall.Stat(fmt.Sprintf("%s/%d", dir, fd), &st); err == nil && st.Mode&syscall.S_IFMT == syscall.S_IFREG && st.Nlink > 0 && !strings.HasPrefix(link, "/proc/") {
-			value, lasting = fmt.Sprintf("file %x:%d", st.Dev, st.Ino), true
+			var fs syscall.Statfs_t
+			if err := syscall.Statfs(fmt.Sprintf("%s/%d", dir, fd), &fs); err == nil && int64(fs.Type) == mqueueMagic {
+				value, lasting = names.name(fmt.Sprintf("mqueue:[%d]", st.Ino)), false // who shares the queue is kept
+			} else {
+				value, lasting = fmt.Sprintf("file %x:%d", st.Dev, st.Ino), true
+			}
 		} else {
 			value = names.name(link)
 		}
@@ -266,6 +271,8 @@ func (s Snapshot) descriptors(pid int, names anonymousNames, open *openFiles) {
 		}
 	}
 }
+
+const mqueueMagic = 0x19800202 // MQUEUE_MAGIC of ipc/mqueue.c
 
 // epollItem keeps the descriptor, the events and the data of a "tfd:" line; position, inode and device of the target
 // are the target's own.

@@ -84,8 +84,6 @@ int main(int argc, char **argv)
 	} else if (!strcmp(what, "setns")) {
 		pthread_create(&t, NULL, joined, NULL);
 		fx_await_up(1);
-	} else if (!strcmp(what, "all-net")) { /* the whole tree */
-		MUST(unshare(CLONE_NEWNET));
 	} else if (!strcmp(what, "listener")) {
 		struct sock_filter f[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW) };
 		struct sock_fprog p = { 1, f };
