@@ -47,6 +47,7 @@ var not32 = map[string]string{
 	"swapped":     "needs swap",
 	"aio":         "its contexts are refused of 32-bit programs",
 	"attributes":  "has limits that take 64 bits",
+	"deleted":     "has a file of 8 GiB",
 	"memory":      "reserves more than 32 bits reach",
 	"numa":        "has masks of nodes in 64-bit words",
 	"sysvshm":     "has a segment of 4 GiB",
