@@ -114,7 +114,11 @@ func (h *treeHold) note() error {
 
 // attach brings all threads into ptrace stops: what the view does not know ptrace does.
 func (h *treeHold) attach() error {
-	if err := h.Attach(0); err != nil {
+	err := h.Attach(0)
+	if errors.Is(err, freezer.ErrVfork) {
+		return &vforkError{&object.Unsupported{What: err.Error(), Do: vforkHint}}
+	}
+	if err != nil {
 		return freezeError(err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,4 +82,22 @@ func TestCompatReal(t *testing.T) {
 		j.RestoreSh("cr-restore < image.cr > restored.ticket")
 	}
 	j.Verdict(120 * time.Second)
+}
+
+// TestCompatVfork: a 32-bit tree is attached to, which a parent in vfork does not allow. It is refused, and nobody has been attached to.
+func TestCompatVfork(t *testing.T) {
+	need32(t)
+	for _, name := range []string{"vfork", "vforkthread"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			j := harness.StartFixture(t, name, harness.Options{Compat: true})
+			before := j.Footprint()
+			if r := j.Sh("cr-dump $PID > image"); r.Status != 3 || !strings.Contains(r.Stderr, "waits in vfork for its child") {
+				t.Errorf("status %d: %s", r.Status, r.Stderr)
+			}
+			j.CheckUnharmed(before)
+			j.CheckCgroups()
+			j.Finish()
+		})
+	}
 }

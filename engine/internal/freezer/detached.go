@@ -36,6 +36,19 @@ func (h *Held) Attach(timeout time.Duration) error {
 	if timeout == 0 {
 		timeout = DefaultTimeout
 	}
+	// Found before anybody is attached to: who has been and has not stopped could not be let go as if nothing had been.
+	for _, pid := range h.procs {
+		tids, err := h.TIDs(pid)
+		if err != nil && !procfs.IsGone(err) {
+			return err
+		}
+		for _, tid := range tids {
+			t := &thread{pid: pid, tid: tid}
+			if st, err := procfs.ReadThreadStat(pid, tid); err == nil && inVfork(t, &st) {
+				return vforkError(t, &st)
+			}
+		}
+	}
 	if err := h.tr.Do(func() error { return h.seizeAll(time.Now().Add(timeout)) }); err != nil {
 		return err
 	}
@@ -81,6 +94,7 @@ func (h *Held) holdInterrupted(deadline time.Time) error {
 		h.detached = false
 		return nil
 	}
+	h.leaving = true
 	before := h.befores()
 	processOf := map[int]int{}
 	var ask []int

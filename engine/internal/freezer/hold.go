@@ -30,6 +30,7 @@ type Held struct {
 	procs   []int
 	threads []*thread
 	strict  bool
+	leaving bool // threads are held to set their calls back, and let go
 	warn    func(string)
 
 	fresh       bool
@@ -309,6 +310,15 @@ func (h *Held) seizeAll(deadline time.Time) error {
 	return failpoint.Hit("hold.stopped")
 }
 
+// inVfork says whether a thread waits in vfork(2) for its child.
+func inVfork(t *thread, st *procfs.Stat) bool {
+	return st.State == 'D' && (waitsIn(t, "wait_for_vfork_done", "kernel_clone") || inClone(t))
+}
+
+func vforkError(t *thread, st *procfs.Stat) error {
+	return fmt.Errorf("pid %d (%s): %w", t.tid, st.Comm, ErrVfork)
+}
+
 // seize attaches to one thread and asks it to stop.
 func (h *Held) seize(t *thread) error {
 	st, err := procfs.ReadThreadStat(t.pid, t.tid)
@@ -318,11 +328,11 @@ func (h *Held) seize(t *thread) error {
 	if err != nil {
 		return err
 	}
-	if st.State == 'D' && (waitsIn(t, "wait_for_vfork_done", "kernel_clone") || inClone(t)) {
+	if inVfork(t, &st) {
 		// It cannot stop before its child has ended or called execve, and it
 		// has no call to set back.
-		if h.strict {
-			return fmt.Errorf("pid %d (%s): %w", t.tid, st.Comm, ErrVfork)
+		if h.strict && !h.leaving {
+			return vforkError(t, &st)
 		}
 		return nil
 	}
