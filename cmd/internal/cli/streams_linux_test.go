@@ -17,10 +17,18 @@ import (
 func pipeApp(t *testing.T) (*App, context.CancelCauseFunc) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(context.Background())
-	t.Cleanup(func() { cancel(nil) })
 	app := newApp(t)
 	app.Context, app.waker = ctx, newWaker(ctx)
-	t.Cleanup(func() { _ = unix.Close(app.waker.fd) })
+	t.Cleanup(func() {
+		cancel(nil)
+		// The waker writes from a goroutine of its own. Were its descriptor closed before that, the eight bytes would go into
+		// whatever the next test opens.
+		fds := []unix.PollFd{{Fd: int32(app.waker.fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 10_000); n != 1 {
+			t.Fatalf("the waker of a cancelled context is not readable: %d, %v", n, err)
+		}
+		_ = unix.Close(app.waker.fd)
+	})
 	return app, cancel
 }
 
