@@ -18,5 +18,6 @@ func prepare(pid int) {
 			sys.HugeHeap(32 << 20)
 		}
 	}
+	collectLate()
 	memory.Prepare()
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/files"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/nethold"
 	"crpipe/engine/internal/sys"
@@ -191,36 +192,22 @@ func OpenPorts(ports any) error {
 
 // tcpEnds asks for all TCP sockets of the tree.
 func tcpEnds(d *object.Dumper) ([]kernelview.TCPEnds, error) {
-	var tids []int
-	for _, p := range d.Processes {
-		for _, t := range p.Threads {
-			tids = append(tids, t.TID)
-		}
-	}
-	tables, err := d.View.Files(tids)
-	if err != nil {
-		return nil, err
-	}
 	var ends []kernelview.TCPEnds
-	seen := map[kernelview.ID]bool{}
-	for i := range tables {
-		for _, fd := range tables[i].FDs {
-			if fd.File == nil || fd.File.Kind != kernelview.KindSocket || seen[fd.File.ID] {
-				continue
-			}
-			seen[fd.File.ID] = true
-			e, err := d.View.TCPEnds(fd.File.ID)
-			var missing *kernelview.MissingError
-			if errors.Is(err, kernelview.ErrKind) || errors.As(err, &missing) {
-				continue // of another kind, or it is refused when it is looked at
-			}
-			if err != nil {
-				return nil, err
-			}
+	err := files.EachFile(d, func(h files.Holder) error {
+		if h.File.Kind != kernelview.KindSocket {
+			return nil
+		}
+		e, err := d.View.TCPEnds(h.File.ID)
+		var missing *kernelview.MissingError
+		if errors.Is(err, kernelview.ErrKind) || errors.As(err, &missing) {
+			return nil // of another kind, or it is refused when it is looked at
+		}
+		if err == nil {
 			ends = append(ends, e)
 		}
-	}
-	return ends, nil
+		return err
+	})
+	return ends, err
 }
 
 func connOf(e *kernelview.TCPEnds) nethold.Conn {
