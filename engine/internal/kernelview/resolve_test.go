@@ -39,6 +39,25 @@ var mayMiss = []string{
 	"file_lock_core.flc_list",  // since 6.9
 	"file_lock_core.flc_owner", // since 6.9
 	"file_lock_core.flc_type",  // since 6.9
+	"file_lock_core.flc_file",  // since 6.9
+	"file_lease.c",             // since 6.9
+	"file_lease.fl_fasync",     // since 6.9
+	"skb_frag.netmem",          // since 6.10; skb_frag_t was a bio_vec before it
+	"skb_frag.len",
+	"skb_frag.offset",
+	"unix_sock.recvmsg_inq", // since 6.17, with SO_INQ
+}
+
+// either are fields of which every kernel has one: what moved.
+var either = [][2]string{
+	{"task_struct.thread.fpu.fpstate", "fpu.fpstate"},
+	{"file.f_count", "file.f_ref.refcnt"},
+	{"file_lock.fl_list", "file_lock_core.flc_list"},
+	{"file_lock.fl_owner", "file_lock_core.flc_owner"},
+	{"file_lock.fl_type", "file_lock_core.flc_type"},
+	{"file_lock.fl_file", "file_lock_core.flc_file"},
+	{"file_lock.fl_fasync", "file_lease.fl_fasync"},
+	{"inet_sock.ipv6_fl_list", "ipv6_pinfo.ipv6_fl_list"},
 }
 
 // TestResolveKernels resolves all fields in the running kernel's BTF, and in
@@ -63,13 +82,20 @@ func TestResolveKernels(t *testing.T) {
 		t.Skip("needs BTF of the running kernel, or CRPIPE_TEST_BTF")
 	}
 	for name, spec := range specs {
+		has := make(map[string]bool)
 		for i, f := range resolveFields(spec) {
 			path := fieldPaths[i]
+			has[path] = f.kind != locMissing
 			switch {
 			case f.kind == locMissing && !slices.Contains(mayMiss, path):
 				t.Errorf("%s: %s is missing", name, path)
 			case !f.plausible():
 				t.Errorf("%s: %s lies at %+v", name, path, f)
+			}
+		}
+		for _, e := range either {
+			if !has[e[0]] && !has[e[1]] {
+				t.Errorf("%s: neither %s nor %s", name, e[0], e[1])
 			}
 		}
 	}
