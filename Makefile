@@ -20,7 +20,7 @@ VMRUN       ?=
 VMPACKAGES  ?=
 VMFLAGS     ?=
 
-.PHONY: all build demo test vm vm-6.1 vm-6.12 stress servers skips vet vet-all cross lint fuzz bench install uninstall clean packages
+.PHONY: all build demo test btf vm vm-6.1 vm-6.12 vm-quick vm-quick-6.1 vm-quick-6.12 stress servers skips vet vet-all cross lint fuzz bench install uninstall clean packages
 
 all: build
 
@@ -45,6 +45,18 @@ vm: vm-6.1 vm-6.12 ## the tests on Debian's older kernels, emulated (root on Deb
 vm-6.1 vm-6.12: packages
 	$(GO) run ./tools/vm $(if $(VMRUN),-run '$(VMRUN)') $(VMFLAGS) $(@:vm-%=%) $(VMPACKAGES) | \
 		$(GO) run ./tools/skips -may-skip tools/vm/may-skip-$(@:vm-%=%) $(if $(FAILED),-failed $(FAILED))
+
+vm-quick: btf vm-quick-6.1 vm-quick-6.12 ## of these what reads the kernel's memory, and every fixture dumped and restored once (an hour)
+
+vm-quick-6.1 vm-quick-6.12: packages
+	$(GO) run ./tools/vm -skip '^TestCacheDamage$$' $(VMFLAGS) $(@:vm-quick-%=%) ./engine/internal/kernelview \
+			'./test=^TestFixtures$$/./^kill-restore$$|^TestCompat$$/^compat$$/^kill-restore$$' | \
+		$(GO) run ./tools/skips -may-skip tools/vm/may-skip-$(@:vm-quick-%=%) $(if $(FAILED),-failed $(FAILED))
+
+btf: ## every structure of the kernel that is read, looked up in the types of Debian's other kernels (a minute; root on Debian)
+	@dir=$$(mktemp -d) && trap 'rm -r "$$dir"' EXIT && for kernel in 6.1 6.12; do \
+		$(GO) run ./tools/vm -btf "$$dir/$$kernel" $$kernel || exit 1; done && \
+	CRPIPE_TEST_BTF="$$dir/*" $(GO) test -count=1 -run '^TestResolveKernels$$' ./engine/internal/kernelview
 
 stress: ## kill -9 of each command 300 times at random moments, every failpoint every way, 10,000 threads (root; most of an hour)
 	CRPIPE_KILLS=300 CRPIPE_THREADS=10000 CRPIPE_FAILPOINTS=all $(GO) test -count=1 -timeout 3h -v ./test -run '^TestKilled|^TestFailpoints$$|^TestCrowd$$|^TestFullPids$$'

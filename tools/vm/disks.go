@@ -293,34 +293,29 @@ func jobsDisk(ctx context.Context, work string, o options) ([]string, string, er
 	if err := programs(ctx, filepath.Join(filepath.Dir(work), "programs"), filepath.Join(dir, "cache")); err != nil {
 		return nil, "", err
 	}
-	list, err := output(ctx, "go", append([]string{"list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"}, o.packages...)...)
-	if err != nil {
-		return nil, "", err
-	}
 	var names []string
 	p := plan{Repository: top}
-	for i, line := range strings.Split(strings.TrimSpace(list), "\n") {
-		name, source, ok := strings.Cut(line, " ")
-		if !ok {
-			continue
+	for _, arg := range o.packages {
+		pattern, run, own := strings.Cut(arg, "=")
+		if !own {
+			run = o.run
 		}
-		binary := fmt.Sprintf("%02d-%s.test", i, filepath.Base(name))
-		if err := goOutput(ctx, nil, "test", "-c", "-o", filepath.Join(dir, "tests", binary), name); err != nil {
+		list, err := output(ctx, "go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}", pattern)
+		if err != nil {
 			return nil, "", err
 		}
-		names = append(names, name)
-		j := job{Argv: []string{"/vm/tests/" + binary, "-test.v=test2json", "-test.timeout=" + o.timeout.String()}, Dir: source, Seconds: int(o.timeout.Seconds()) + 60}
-		if o.run != "" {
-			j.Argv = append(j.Argv, "-test.run="+o.run)
+		for _, line := range strings.Split(strings.TrimSpace(list), "\n") {
+			name, source, ok := strings.Cut(line, " ")
+			if !ok {
+				continue
+			}
+			binary := fmt.Sprintf("%02d-%s.test", len(names), filepath.Base(name))
+			if err := goOutput(ctx, nil, "test", "-c", "-o", filepath.Join(dir, "tests", binary), name); err != nil {
+				return nil, "", err
+			}
+			names = append(names, name)
+			p.Jobs = append(p.Jobs, newJob(o, binary, source, run))
 		}
-		if o.skip != "" {
-			j.Argv = append(j.Argv, "-test.skip="+o.skip)
-		}
-		j.Env = append([]string{
-			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8",
-			"CR_TEST_BIN=/vm/bin", "XDG_CACHE_HOME=/vm/cache", "CR_TEST_SLOW=" + itoa(o.slow),
-		}, strings.Fields(o.env)...)
-		p.Jobs = append(p.Jobs, j)
 	}
 	data, err := json.MarshalIndent(p, "", "\t")
 	if err != nil {
@@ -331,6 +326,24 @@ func jobsDisk(ctx context.Context, work string, o options) ([]string, string, er
 	}
 	image := filepath.Join(work, "jobs.ext4")
 	return names, image, makeExt4(ctx, image, dir, "1G")
+}
+
+// newJob is the run of a test binary in the directory of its source.
+func newJob(o options, binary, source, run string) job {
+	j := job{
+		Argv: []string{"/vm/tests/" + binary, "-test.v=test2json", "-test.timeout=" + o.timeout.String()}, Dir: source, Seconds: int(o.timeout.Seconds()) + 60,
+		Env: append([]string{
+			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8",
+			"CR_TEST_BIN=/vm/bin", "XDG_CACHE_HOME=/vm/cache", "CR_TEST_SLOW=" + itoa(o.slow),
+		}, strings.Fields(o.env)...),
+	}
+	if run != "" {
+		j.Argv = append(j.Argv, "-test.run="+run)
+	}
+	if o.skip != "" {
+		j.Argv = append(j.Argv, "-test.skip="+o.skip)
+	}
+	return j
 }
 
 // programs compiles the fixtures, keeping what has not changed, and copies them to a directory.

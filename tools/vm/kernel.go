@@ -41,6 +41,7 @@ var needed = [][2]string{
 	{"depmod", "kmod"},
 	{"cpio", "cpio"},
 	{"xz", "xz-utils"},
+	{"zstd", "zstd"},
 }
 
 func install(ctx context.Context) error {

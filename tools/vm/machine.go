@@ -17,6 +17,7 @@ import (
 type machine struct {
 	kernel, initrd string
 	disks          []string
+	cpus           int
 	verbose        bool
 	packages       []string  // of the jobs, in their order
 	dir            string    // for the console and the port
@@ -25,7 +26,7 @@ type machine struct {
 
 // commandLine of the kernel. What is left out costs time under emulation, or judges the machine by the clock.
 const commandLine = "console=ttyS0 panic=-1 oops=panic quiet mitigations=off nopti tsc=reliable no_timer_check nowatchdog " +
-	"rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on ia32_emulation=on secretmem.enable=1"
+	"rcupdate.rcu_cpu_stall_suppress=1 init_on_alloc=0 random.trust_cpu=on ia32_emulation=on secretmem.enable=1"
 
 // run boots the machine, has the tests' output pass through test2json to standard output, and returns an error unless every job
 // has run and all have passed.
@@ -37,7 +38,7 @@ func (m *machine) run(ctx context.Context) error {
 		// cx16: qemu 7.2 now and then ends cmpxchg16b with wrong flags, and the kernel's allocator dies of it.
 		// mpx: qemu has its registers always in use, which no processor does.
 		// la57: five levels of page tables take longer to walk than four.
-		"-cpu", "max,-cx16,-mpx,-la57", "-smp", "2", "-m", "3072",
+		"-cpu", "max,-cx16,-mpx,-la57", "-smp", itoa(m.cpus), "-m", "3072",
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", commandLine,
 		"-serial", "file:" + console, "-serial", "file:" + port,
 		"-device", "virtio-rng-pci",

@@ -3,14 +3,14 @@
 //
 // Usage:
 //
-//	go run ./tools/vm [flags] KERNEL [PACKAGE...] > events.json
+//	go run ./tools/vm [flags] KERNEL [PACKAGE[=RUN]...] > events.json
 //
-// KERNEL is a name in the table kernels (6.1, 6.12). The test binaries are built here, with the five commands and the fixture
+// KERNEL is a name in the table kernels (6.1, 6.12). Of a package with =RUN only the tests that match are run, whatever -run says. The test binaries are built here, with the five commands and the fixture
 // programs; the machine has the Debian programs of this one, copied. Standard output carries test2json's events (go doc
 // test2json), as of go test -json: tools/skips reads them. Words and, with -v, the machine's console go to standard error.
 //
-// Emulation is slow, ten to thirty times, and has two processors: CR_TEST_SLOW, which the machine's tests get, multiplies their
-// patience. -run and the packages choose a part.
+// Emulation is slow, ten to thirty times: CR_TEST_SLOW, which the machine's tests get, multiplies their
+// patience. -run and the packages choose a part. The machine has two processors, each a busy thread of qemu's here; -cpus gives it another number.
 package main
 
 import (
@@ -37,6 +37,8 @@ type options struct {
 	skip     string
 	timeout  time.Duration
 	slow     int
+	cpus     int
+	btf      string
 	env      string
 	verbose  bool
 }
@@ -50,11 +52,13 @@ func main() {
 	flag.StringVar(&o.skip, "skip", "", "do not run the tests that match, as go test -skip")
 	flag.DurationVar(&o.timeout, "timeout", 3*time.Hour, "how long a package's tests may take")
 	flag.IntVar(&o.slow, "slow", 8, "CR_TEST_SLOW: how many times more patient tests are")
+	flag.IntVar(&o.cpus, "cpus", 2, "how many processors the machine has: tests that need two are skipped with one")
+	flag.StringVar(&o.btf, "btf", "", "boot nothing: write the kernel's type information to this `file`")
 	flag.StringVar(&o.env, "env", "", "more of the tests' environment: NAME=VALUE, separated by blanks")
 	flag.BoolVar(&o.verbose, "v", false, "show the machine's console")
 	flag.Parse()
 	if flag.NArg() < 1 || kernels[flag.Arg(0)] == "" {
-		fmt.Fprintf(os.Stderr, "usage: vm [flags] %s [PACKAGE...]\n", strings.Join(kernelNames(), "|"))
+		fmt.Fprintf(os.Stderr, "usage: vm [flags] %s [PACKAGE[=RUN]...]\n", strings.Join(kernelNames(), "|"))
 		flag.PrintDefaults()
 		os.Exit(2)
 	}
@@ -90,6 +94,9 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("fetching kernel %s: %w", o.kernel, err)
 	}
+	if o.btf != "" {
+		return writeBTF(ctx, k, o.btf)
+	}
 	root, err := rootDisk(ctx, cache, k)
 	if err != nil {
 		return fmt.Errorf("making the root disk: %w", err)
@@ -108,7 +115,7 @@ func run(ctx context.Context, o options) error {
 		return fmt.Errorf("making the disk of jobs: %w", err)
 	}
 	say("Linux %s, %d packages", k.release, len(names))
-	m := machine{kernel: k.image, initrd: initrd, disks: []string{root, disk}, verbose: o.verbose, packages: names, dir: work, events: os.Stdout}
+	m := machine{kernel: k.image, initrd: initrd, disks: []string{root, disk}, cpus: o.cpus, verbose: o.verbose, packages: names, dir: work, events: os.Stdout}
 	return m.run(ctx)
 }
 
