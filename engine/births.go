@@ -61,6 +61,9 @@ func (rs *restoration) spawn() error {
 			return fmt.Errorf("returning to the own mount namespace: %w", err)
 		}
 	}
+	if err := rs.enterBirths(); err != nil {
+		return err
+	}
 	if err := rs.resetInherited(); err != nil {
 		return err
 	}

@@ -144,7 +144,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if v, ok := view.(kernelview.NeedsRemote); ok {
 		v.SetRemote(&remote{held: held, arch: a})
 	}
-	d := &object.Dumper{View: view, Arch: a, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
+	d := &object.Dumper{View: view, Arch: a, At: held.State().At, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
 		TCP: o.TCP, Kill: o.Kill, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
@@ -248,7 +248,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	if err := sockets.Enter(d); err != nil {
 		return err
 	}
-	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, ipc.Dump, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
+	for _, step := range []func(*object.Dumper) error{namespaces.Check, namespaces.DumpPID, namespaces.DumpMounts, namespaces.DumpUTS, namespaces.DumpNet, namespaces.DumpTime, namespaces.DumpCgroup, ipc.Dump, tasks.CheckLabels, tasks.CheckCookies, tasks.DumpKeyrings} {
 		if err := failpoint.After("look.whole", step(d)); err != nil {
 			return err
 		}

@@ -160,7 +160,7 @@ func dumpThread(d *object.Dumper, t *object.Thread, process stream.Ref, online [
 	if err := tasks.DumpPointers(d, t, s); err != nil {
 		return nil, err
 	}
-	if s.Signals, err = signals.DumpThread(t, d.Arch); err != nil {
+	if s.Signals, err = signals.DumpThread(t, d.Arch, d.Offsets); err != nil {
 		return nil, err
 	}
 	if s.Regs, err = dumpRegsets(d.Arch, t); err != nil {

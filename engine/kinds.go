@@ -51,6 +51,8 @@ func otherKinds() []object.Kind {
 		namespaces.MountsKind,
 		namespaces.UTSKind,
 		namespaces.NetKind,
+		namespaces.TimeKind,
+		namespaces.CgroupKind,
 		ipc.NamespaceKind,
 		ipc.SemKind,
 		ipc.UndoKind,

@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "mqueue", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
+	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "mqueue", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle, links []stream.Type
@@ -210,7 +210,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", "hold.tcp", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", "hold.tcp", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -326,7 +326,7 @@ var witness = map[stream.Type]string{
 	"socket.unix": "unixsocks.c", "file.unix": "unixsocks.c", "link.unix": "unixsocks.c", "link.unix.queue": "unixsocks.c",
 	"inode.memfd": "shared.c", "file.memfd": "shared.c",
 	"ns.pid": "orphans.c", "ns.mount": "orphans.c", // whose flavours run in a pid namespace with a /proc of its own
-	"ns.uts": "func TestNamespacesKept", "ns.net": "func TestNamespacesKept",
+	"ns.uts": "func TestNamespacesKept", "ns.net": "func TestNamespacesKept", "ns.time": "func TestTimeNamespace", "ns.cgroup": "func TestCgroupNamespace",
 	"ns.ipc": "sysvshm.c", "ipc.shm": "sysvshm.c", "ipc.sem": "sysvsem.c", "ipc.undo": "sysvsem.c", "ipc.msg": "sysvmsg.c", "mqueue": "mqueues.c", "file.mqueue": "mqueues.c",
 	"file.socket.tcp": "tcp.c", "hold.tcp": "func TestTCPMigration",
 	"ticket": "func TestTicketRoundTrip", "ticket.task": "func TestTicketRoundTrip",

@@ -69,12 +69,30 @@ func (rs *restoration) ownCgroups() *cgroups {
 		rs.o.Warn(fmt.Sprintf("finding the mounted cgroups: %v", err))
 		return nil
 	}
-	now, err := procfs.ReadCgroups(rs.tracer.Tid())
+	tid := rs.tracer.Tid()
+	if rs.ownCgroupNS { // the stub has been moved
+		tid = rs.made[rs.forest.Roots[0]].Tid
+	}
+	now, err := procfs.ReadCgroups(tid)
 	if err != nil {
 		rs.o.Warn(fmt.Sprintf("reading the own cgroups: %v", err))
 		return nil
 	}
 	return &cgroups{mounts, now}
+}
+
+// in says whether all are in a cgroup already.
+func (o *cgroups) in(c *tasks.Cgroup) bool {
+	return slices.ContainsFunc(o.now, func(have procfs.Cgroup) bool { return have.Controllers == c.Controllers && have.Path == c.Path })
+}
+
+// dir is the directory of a cgroup, "" where it is not mounted here, or outside of the cgroup namespace that the dump was made in.
+func (o *cgroups) dir(c *tasks.Cgroup) string {
+	root := cgroupRoot(o.mounts, c.Controllers)
+	if root == "" || strings.Contains(c.Path, "/..") || !strings.HasPrefix(c.Path, "/") || strings.ContainsRune(c.Path, 0) {
+		return ""
+	}
+	return root + strings.TrimSuffix(c.Path, "/")
 }
 
 // joinCgroups puts a process into the cgroups that it was in, where they exist. Where one does not, the process stays in
@@ -83,16 +101,15 @@ func (rs *restoration) joinCgroups(p *process, own *cgroups) {
 	if own == nil {
 		return
 	}
-	mounts := own.mounts
-	for _, c := range p.state.Cgroups {
-		if slices.ContainsFunc(own.now, func(have procfs.Cgroup) bool { return have.Controllers == c.Controllers && have.Path == c.Path }) {
+	for i := range p.state.Cgroups {
+		c := &p.state.Cgroups[i]
+		if own.in(c) {
 			continue // moving a task waits for all processors
 		}
-		root := cgroupRoot(mounts, c.Controllers)
-		if root == "" || strings.Contains(c.Path, "/..") || !strings.HasPrefix(c.Path, "/") || strings.ContainsRune(c.Path, 0) {
-			continue // not mounted here, or outside of the cgroup namespace that the dump was made in
+		dir := own.dir(c)
+		if dir == "" {
+			continue
 		}
-		dir := root + strings.TrimSuffix(c.Path, "/")
 		if _, err := os.Stat(dir); err != nil {
 			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is not here; it stays in cr-restore's", p.state.PID, dir))
 			continue

@@ -114,7 +114,7 @@ func (rs *restoration) queueSignals(chosen func(*process) bool) error {
 		}
 		t.state.Signals.Calls(b, rs.arch, t.process.state.PID, t.state.TID)
 		if t == t.process.threads[0] {
-			t.process.state.Signals.Calls(b, rs.arch, t.process.state.PID)
+			t.process.state.Signals.Calls(b, rs.arch, t.process.state.PID, rs.clock)
 			t.process.state.Limits.LateCalls(b, rs.initial.sigpending)
 		}
 		return nil
@@ -137,12 +137,12 @@ func (rs *restoration) blockSleepers(chosen func(*process) bool) error {
 			if r.Kind == signals.RestartNone || !chosen(p) {
 				continue
 			}
-			var now unix.Timespec
-			if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-				return fmt.Errorf("reading the clock: %w", err)
+			now, err := rs.clock(unix.CLOCK_MONOTONIC)
+			if err != nil {
+				return err
 			}
 			b := rs.arena.NewBatch()
-			calls = append(calls, r.Issue(b, now.Nano()))
+			calls = append(calls, r.Issue(b, now))
 			sleepers, who, batches = append(sleepers, t), append(who, t.task), append(batches, b)
 		}
 	}

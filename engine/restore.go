@@ -13,6 +13,7 @@ import (
 	"crpipe/arch"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/failpoint"
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/memory"
@@ -93,12 +94,15 @@ type restoration struct {
 	mounts     []namespaces.Mount // that the root has to mount inside
 	outer      namespaces.Outer   // what the tree's mounts are to propagate with
 	homeNet    *sys.FD            // the network namespace of cr-restore, while its tracer is in another
-	home       *sys.FD            // the mount namespace of cr-restore, while its tracer is in another
-	sysv       sysvObjects
-	initial    initialState
-	committed  bool
-	acted      int       // acts (object.Act) that have been done
-	guard      *Guardian // nil: not needed
+	ahead      procfs.TimeOffsets // how far the tree's clocks are ahead of cr-restore's
+
+	ownCgroupNS bool    // its tasks are in a cgroup namespace of their own
+	home        *sys.FD // the mount namespace of cr-restore, while its tracer is in another
+	sysv        sysvObjects
+	initial     initialState
+	committed   bool
+	acted       int       // acts (object.Act) that have been done
+	guard       *Guardian // nil: not needed
 }
 
 // process is a thread group that is being made.

@@ -9,9 +9,9 @@ import (
 )
 
 // others are the namespaces that a tree must share with the caller of cr-dump; each is named as in /proc/PID/ns.
-// Those of the types mnt, pid, uts, net and ipc (package ipc) it may have of its own.
+// Those of all other types it may have of its own.
 var others = []struct{ file, name string }{
-	{"user", "user"}, {"cgroup", "cgroup"}, {"time", "time"},
+	{"user", "user"},
 }
 
 // Check refuses every namespace that is neither the caller's nor kept, and every task that is in another one than the

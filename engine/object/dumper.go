@@ -26,6 +26,10 @@ type Dumper struct {
 	External  []string   // names that the user declared external (--external)
 	Warn      func(format string, args ...any)
 
+	// At is the moment at which the tree stood still, on the caller's clocks; Offsets are those of the tree's time namespace.
+	At      sys.Instant
+	Offsets procfs.TimeOffsets
+
 	// MappedLocks are the mappings of files to which locks or leases belong: a mapping keeps the open file, and with it the
 	// lock, without a descriptor. LocksUnknown says that some mappings could not be asked.
 	MappedLocks  []MappedLock

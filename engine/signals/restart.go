@@ -8,6 +8,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -22,7 +23,7 @@ type Restart struct {
 	Kind  uint8 `msgpack:"kind,omitempty"`  // 0: none; 1 nanosleep, 2 poll, 3 futex
 	Clock int32 `msgpack:"clock,omitempty"` // of a nanosleep or a futex wait
 	Left  int64 `msgpack:"left,omitempty"`  // ns
-	// Expires is the end in ns of the clock, for a futex wait until a moment (FUTEX_WAIT_BITSET of futex(2)).
+	// Expires is the end in ns of the clock, as the tree's time namespace has it, for a futex wait until a moment (FUTEX_WAIT_BITSET of futex(2)).
 	Expires int64  `msgpack:"expires,omitempty"`
 	Remain  uint64 `msgpack:"remain,omitempty"` // where nanosleep writes the time left, when it is interrupted by a signal
 	Addr    uint64 `msgpack:"addr,omitempty"`   // struct pollfd[] or the futex word
@@ -48,7 +49,7 @@ const (
 
 const erestartRestartblock = -516 // linux/errno.h, never seen by a program
 
-func dumpRestart(t *object.Thread, native *arch.Arch) (Restart, error) {
+func dumpRestart(t *object.Thread, native *arch.Arch, offsets procfs.TimeOffsets) (Restart, error) {
 	a := t.ABI
 	nr, in := a.SyscallNr(t.Regs)
 	if !in || a.Result(t.Regs) != erestartRestartblock {
@@ -76,7 +77,7 @@ func dumpRestart(t *object.Thread, native *arch.Arch) (Restart, error) {
 		r.Kind, r.Addr, r.Val, r.Bitset, r.Shared = RestartFutex, uint64(v.Uaddr), v.Val, v.Bitset, shared || !ok
 		// A restart_syscall too has the arguments in their registers. FUTEX_WAIT takes a time, CLOCK_REALTIME or not.
 		if op := a.SyscallArg(t.Regs, 1) & futexCommand; op == futexWaitBitset || v.Clock == unix.CLOCK_REALTIME {
-			r.Clock, r.Expires = v.Clock, v.Expires
+			r.Clock, r.Expires = v.Clock, v.Expires+offsets.Of(v.Clock) // the kernel counts without
 		}
 		return r, nil
 	}

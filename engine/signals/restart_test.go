@@ -116,7 +116,7 @@ func TestRestartRoundTrip(t *testing.T) {
 		if err := tr.Do(func() error { _, err := sys.PtraceGetRegset(k.Tid, arch.NTPRStatus, th.Regs); return err }); err != nil {
 			t.Fatal(err)
 		}
-		have, err := dumpRestart(th, a)
+		have, err := dumpRestart(th, a, procfs.TimeOffsets{})
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
 )
 
@@ -203,7 +204,7 @@ func testTimerCalls(t *testing.T, high int32) {
 		t.Fatal(err)
 	}
 	b := arena.NewBatch()
-	timerCalls(b, a, timers, false)
+	timerCalls(b, a, timers, false, sys.Clock)
 	itimerCalls(b, a, []Itimer{{}, {Left: 1e12, Interval: 3e6}, {Left: 1}})
 	b.Call(b.Sys().TimerCreate, unix.CLOCK_MONOTONIC, 0, b.Space(8)) // with a number of the kernel's choice
 	if err := tr.RunOne(k, b); err != nil {

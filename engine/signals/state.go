@@ -9,6 +9,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/internal/kernelview"
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
@@ -46,8 +47,8 @@ func DumpProcess(view kernelview.View, p *object.Process) (s Process, err error)
 	return s, err
 }
 
-// DumpThread looks at the signals of t.
-func DumpThread(t *object.Thread, a *arch.Arch) (s Thread, err error) {
+// DumpThread looks at the signals of t. offsets are those of its time namespace.
+func DumpThread(t *object.Thread, a *arch.Arch, offsets procfs.TimeOffsets) (s Thread, err error) {
 	// While a call such as sigsuspend has put another mask in force this is the saved one (ptrace_request in
 	// kernel/ptrace.c): the call, made again, swaps it again.
 	if t.Kernel != nil {
@@ -65,7 +66,7 @@ func DumpThread(t *object.Thread, a *arch.Arch) (s Thread, err error) {
 	if s.Pending, err = dumpQueue(t, false, t.Status.SigPnd); err != nil {
 		return s, err
 	}
-	s.Restart, err = dumpRestart(t, a)
+	s.Restart, err = dumpRestart(t, a, offsets)
 	return s, err
 }
 
@@ -109,9 +110,10 @@ func (s *Thread) Calls(b *tracee.Batch, a *arch.Arch, pid, tid int32) {
 
 const ssAutodisarm = 1 << 31 // SS_AUTODISARM
 
-// Calls adds what the leader does about the signals of the whole process: last of all, for timers tick from here.
-func (s *Process) Calls(b *tracee.Batch, a *arch.Arch, pid int32) {
+// Calls adds what the leader does about the signals of the whole process: last of all, for timers tick from here. now reads a clock as
+// the process sees it.
+func (s *Process) Calls(b *tracee.Batch, a *arch.Arch, pid int32, now func(clock int32) (int64, error)) {
 	queueCalls(b, a, pid, pid, true, s.Pending)
-	timerCalls(b, a, s.Timers, s.ChoosesIDs)
+	timerCalls(b, a, s.Timers, s.ChoosesIDs, now)
 	itimerCalls(b, a, s.Itimers)
 }

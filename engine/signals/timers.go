@@ -181,7 +181,7 @@ func itimerCalls(b *tracee.Batch, a *arch.Arch, its []Itimer) {
 
 // timerCalls makes the POSIX timers with their ids, unless MakeTimers has done so, and arms them. They go last: they tick from here.
 // stays says that the process has chosen ids itself.
-func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer, stays bool) {
+func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer, stays bool, now func(clock int32) (int64, error)) {
 	zero := 0
 	choose := len(timers) > 0 && choosesIDs()
 	if choose || stays {
@@ -202,13 +202,15 @@ func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer, stays bool) {
 		}
 		const abstime = 1 // TIMER_ABSTIME
 		flags, first := uint64(0), max(t.Left, 1)
-		var now unix.Timespec
 		switch {
-		case t.Fired != 0 && t.Clock >= 0 && (t.Clock != unix.CLOCK_REALTIME || t.Expires != 0) && unix.ClockGettime(t.Clock, &now) == nil:
-			flags, first = abstime, max(now.Nano()-t.Fired, 1)
 		case t.Fired != 0:
 			// A relative timer on the time of day runs by the monotonic clock, which an absolute time would change.
 			first = 1
+			if t.Clock >= 0 && (t.Clock != unix.CLOCK_REALTIME || t.Expires != 0) {
+				if at, err := now(t.Clock); err == nil {
+					flags, first = abstime, max(at-t.Fired, 1)
+				}
+			}
 		case t.Expires != 0:
 			flags, first = abstime, t.Expires
 		}

@@ -27,12 +27,13 @@ const CommandTimeout = 90 * time.Second
 // DIR and AUX of the job; TMPDIR is a directory that must be empty afterwards.
 func (j *Job) Sh(script string, env ...string) Result {
 	j.T.Helper()
+	bin := Binaries(j.T) // the first to ask builds them, which is not part of the script's time
 	ctx, cancel := context.WithTimeout(context.Background(), max(CommandTimeout, min(CommandTimeout*Slow(), 3*time.Minute)))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/bash", "-c", "set -euo pipefail\n"+script)
 	cmd.Dir = j.Aux
 	cmd.Env = append([]string{
-		"PATH=" + Binaries(j.T) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "LC_ALL=C.UTF-8",
+		"PATH=" + bin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + os.Getenv("HOME"), "LC_ALL=C.UTF-8",
 		fmt.Sprintf("PID=%d", j.Pid), "DIR=" + j.Dir, "AUX=" + j.Aux, "TMPDIR=" + j.tmp(), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), j.cmdMark,
 	}, env...)
 	cmd.SysProcAttr = j.attributes(false)

@@ -87,6 +87,7 @@ var Names = []string{
 	"restore.object",
 	"restore.named", // a FIFO that is going to have no name has one
 	"restore.objects",
+	"restore.namespaces", // the first task has made those of the tree that are made from inside
 	"restore.spawned",
 	"restore.bank",
 	"restore.born",

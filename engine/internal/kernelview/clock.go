@@ -1,12 +1,9 @@
 package kernelview
 
 import (
-	"os"
-	"strconv"
-	"strings"
-
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
 
@@ -31,32 +28,10 @@ func (c clocks) read(clock int32) Maybe[int64] {
 	return Is(ts.Nano())
 }
 
-// readClocks learns the caller's offsets. A kernel without time namespaces has
-// no such file, and the offsets are 0.
+// readClocks learns the caller's offsets.
 func readClocks() clocks {
-	var c clocks
-	b, err := os.ReadFile("/proc/self/timens_offsets")
-	if err != nil {
-		return c
-	}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line) // monotonic  SECONDS  NANOSECONDS
-		if len(f) != 3 {
-			continue
-		}
-		sec, err1 := strconv.ParseInt(f[1], 10, 64)
-		ns, err2 := strconv.ParseInt(f[2], 10, 64)
-		if err1 != nil || err2 != nil {
-			continue
-		}
-		switch f[0] {
-		case "monotonic":
-			c.monotonic = sec*1e9 + ns
-		case "boottime":
-			c.boottime = sec*1e9 + ns
-		}
-	}
-	return c
+	o, _ := procfs.ReadTimeOffsets("self") // unreadable, it is as if there were none
+	return clocks{monotonic: o.Monotonic, boottime: o.Boottime}
 }
 
 // now is the time of a clock that is not a CPU clock, in the initial time

@@ -216,6 +216,23 @@ func TestParseMountinfo(t *testing.T) {
 	}
 }
 
+func TestTimeOffsets(t *testing.T) {
+	o, err := ParseTimeOffsets([]byte("monotonic           1       000000005\nboottime          -20       000000007\n"))
+	if err != nil || o != (TimeOffsets{1e9 + 5, -20e9 + 7}) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	for clock, want := range map[int32]int64{0: 0, 1: 1e9 + 5, 2: 0, 6: 1e9 + 5, 7: -20e9 + 7, 8: 0, 9: -20e9 + 7, 11: 0} {
+		if have := o.Of(clock); have != want {
+			t.Errorf("clock %d is %d ns ahead, not %d", clock, have, want)
+		}
+	}
+	for _, bad := range []string{"monotonic 1\n", "monotonic 1 x\n", "monotonic 99999999999 0\n", "boottime 1 1000000000\n", "boottime 1 -1\n"} {
+		if o, err := ParseTimeOffsets([]byte(bad)); err == nil {
+			t.Errorf("%q is %+v", bad, o)
+		}
+	}
+}
+
 // TestReadSelf reads every file of this process.
 func TestReadSelf(t *testing.T) {
 	pid := os.Getpid()
@@ -227,6 +244,7 @@ func TestReadSelf(t *testing.T) {
 		"limits":    func() error { _, err := ReadLimits(pid); return err },
 		"mountinfo": func() error { _, err := ReadMountinfo(pid); return err },
 		"cgroup":    func() error { _, err := ReadCgroups(pid); return err },
+		"timens":    func() error { _, err := ReadTimeOffsets("self"); return err },
 		"cmdline":   func() error { _, err := ReadCmdline(pid); return err },
 		"boot":      func() error { _, err := BootID(); return err },
 		"fdinfo":    func() error { _, err := ReadFdinfo(pid, 0); return err },
@@ -306,6 +324,7 @@ func FuzzMountinfo(f *testing.F) {
 			func(b []byte) error { _, err := ParseTimers(b); return err },
 			func(b []byte) error { _, err := ParseLimits(b); return err },
 			func(b []byte) error { _, err := ParseChildren(b); return err },
+			func(b []byte) error { _, err := ParseTimeOffsets(b); return err },
 		} {
 			if err := parse(b); err != nil && !errors.Is(err, ErrFormat) {
 				t.Error(err)

@@ -41,3 +41,12 @@ func (i *Instant) Clock(clock int32) (int64, bool) {
 	}
 	return 0, false
 }
+
+// Clock is clock_gettime(2), in ns.
+func Clock(clock int32) (int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(clock, &ts); err != nil {
+		return 0, fmt.Errorf("reading clock %d: %w", clock, err)
+	}
+	return ts.Nano(), nil
+}
