@@ -134,6 +134,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err != nil {
 		return err
 	}
+	hold := ""
+	if o.Ticket != nil {
+		hold = o.Ticket.hold()
+	}
 	gone := false // let go, or ended
 	defer func() {
 		if !gone {
@@ -145,7 +149,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		v.SetRemote(&remote{held: held, arch: a})
 	}
 	d := &object.Dumper{View: view, Arch: a, At: held.State().At, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
-		TCP: o.TCP, Kill: o.Kill, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+		TCP: o.TCP, Kill: o.Kill, Hold: hold, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
 	defer func() { err = errors.Join(err, sockets.Unhold(d)) }()
@@ -172,11 +176,18 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	}
 	pauseMoves(kept, d, o)
 	err = failpoint.After("dump.kept", writeTree(kept, d, held))
+	left := false
 	if kept.Whole() && !o.Kill {
+		if err == nil {
+			left, err = held.leaveHold(d, lasting)
+		}
 		gone = true
 		err = errors.Join(err, held.Release())
 	}
 	if err := failpoint.After("dump.written", errors.Join(err, kept.Flush())); err != nil {
+		if left {
+			err = errors.Join(err, sockets.DropHeld(lasting))
+		}
 		return err
 	}
 	if o.Commit != nil {
@@ -194,7 +205,10 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		}
 		return err
 	}
-	return nil
+	if !gone {
+		_, err = held.leaveHold(d, lasting)
+	}
+	return err
 }
 
 // endTree ends the processes, and with them their TCP connections, of which nobody hears: they go on elsewhere. lasting is the hold

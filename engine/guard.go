@@ -178,7 +178,8 @@ func (g *Guardian) expectMoves(soon bool) {
 // runCure does what a dead command left to do.
 func runCure(e entry) error {
 	if e.Unhold != "" {
-		unhold := sockets.DropHeld(e.Unhold)
+		name := e.Unhold
+		unhold := inNetOf(e.State, func() error { return sockets.LiftTicket(name) })
 		e.Unhold = ""
 		return errors.Join(unhold, runCure(e))
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"crpipe/engine/internal/freezer"
+	"crpipe/engine/sockets"
 )
 
 // ThawOptions says how to thaw.
@@ -18,22 +19,28 @@ type ThawOptions struct {
 // Thaw lets the tree of a ticket go on in the state that each task had before the freeze, or ends it. A tree that runs already,
 // as a plain restore leaves it, is let be. It refuses while somebody dumps the tree.
 func Thaw(t *Ticket, o ThawOptions) error {
-	cure, act := cureThaw, freezer.Thaw
+	hold := t.hold()
+	var ending *sockets.Ending
+	act, locked := freezer.Thaw, o.Guard.liftHold(hold)
 	if o.Kill {
-		cure, act = cureKill, freezer.Kill
+		act, locked = freezer.Kill, o.Guard.keepHold(hold, &ending)
 	}
+	defer func() { ending.Forget() }()
 	// The guard is told only once it is known that the tree is ours to thaw: another's dump must not be cured away.
 	var lazy lazyView
 	defer lazy.close()
-	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: o.Guard.journal(cure), Interrupted: interrupted(lazy.open)}
+	opts := freezer.ThawOptions{Timeout: o.Timeout, Warn: o.Warn, Locked: locked, Interrupted: interrupted(lazy.open)}
 	if err := act(&t.state, opts); err != nil {
 		// What was begun, if anything, stays written down: the guard tries once more.
 		if errors.Is(err, freezer.ErrStale) {
+			if !o.Kill && t.state.Here() {
+				err = also(err, sockets.LiftStale(hold))
+			}
 			err = &hinted{err, "the tree may have been thawed, killed or restored since: freeze it again"}
 		}
 		return freezeError(err)
 	}
-	return o.Guard.Clear()
+	return errors.Join(ending.End(), o.Guard.Clear())
 }
 
 // IsBusy reports whether an error says that the tree is being dumped or thawed by another process.

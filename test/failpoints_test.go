@@ -212,6 +212,7 @@ func TestFailpoints(t *testing.T) {
 	t.Run("dump-container", func(t *testing.T) { walkContainer(t, seen) })
 	t.Run("dump-kill-v2", func(t *testing.T) { walkDumpKill(t, seen, "v2") })
 	t.Run("dump-kill-tcp", func(t *testing.T) { walkTCP(t, seen) })
+	t.Run("ticket-tcp", func(t *testing.T) { walkTicketTCP(t, seen) })
 	t.Run("storm", func(t *testing.T) { walkStorm(t, seen) })
 	for _, way := range []string{"v2", "v1", "sigstop"} {
 		t.Run("dump-ticket-"+way, func(t *testing.T) { walkTicket(t, seen, way) })
@@ -438,6 +439,62 @@ func walkTCP(t *testing.T, seen walked) {
 			j.RestoreSh("cr-restore < image > restored")
 		} else if r.status == 0 {
 			t.Errorf("%v, and the tree is there", r)
+		}
+		c.goesOn(t)
+	}
+	w.all()
+	close(c.stop)
+	if err := <-c.done; err != nil {
+		t.Error(err)
+	}
+	j.Verdict(30 * time.Second)
+}
+
+// walkTicketTCP has such a connection of a tree that is dumped by a ticket, thawed, and ended by it.
+func walkTicketTCP(t *testing.T, seen walked) {
+	j := harness.StartFixture(t, "teller", harness.Options{Args: []string{"127.0.0.1"}})
+	port, err := os.ReadFile(filepath.Join(j.Dir, "port"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp4", "127.0.0.1:"+strings.TrimSpace(string(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := count(conn.(*net.TCPConn))
+	w := seen.new(t, j, "ticket", "cr-dump", "-i", j.Image("ticket"), "-o", j.Image("image"))
+	w.prepare = func() { _ = os.Remove(j.Image("image")); j.MustSh("cr-freeze $PID > ticket") }
+	w.want = func(name string) bool { return among(name, "dump.left dump.written") }
+	w.verify = func(attempt) {
+		t.Helper()
+		j.MustSh("cr-thaw < ticket")
+		c.goesOn(t)
+	}
+	w.all()
+
+	w = seen.new(t, j, "thaw", "cr-thaw", "-i", j.Image("ticket"))
+	w.prepare = func() { j.MustSh("cr-freeze $PID > ticket; cr-dump < ticket > image") }
+	w.want = func(name string) bool { return among(name, "hold.locked thaw.lifted release.thawed") }
+	w.verify = func(r attempt) {
+		t.Helper()
+		if r.status != 0 {
+			j.Sh("cr-thaw < ticket") // it is frozen still, or not
+		}
+		c.goesOn(t)
+	}
+	w.all()
+
+	w = seen.new(t, j, "kill", "cr-thaw", "--kill", "-i", j.Image("ticket"))
+	w.prepare = func() { j.MustSh("cr-freeze $PID > ticket; cr-dump < ticket > image") }
+	w.want = func(name string) bool { return among(name, "thaw.kept kill.") }
+	w.verify = func(r attempt) {
+		t.Helper()
+		if r.status != 0 {
+			j.Sh("cr-thaw < ticket") // it is there still, or not
+		}
+		if j.Settled(harness.Patience) == 0 {
+			j.WaitGone()
+			j.RestoreSh("cr-restore < image > restored")
 		}
 		c.goesOn(t)
 	}

@@ -51,6 +51,8 @@ type Dumper struct {
 	TCP     string
 	Kill    bool
 	Sockets any
+	// Hold is the name of the hold of TCP connections that belongs to the ticket by which the tree is dumped; empty: there is none.
+	Hold string
 	// Ports is what keeps new connections away from listening sockets between two tries of a dump; nil: nothing.
 	Ports any
 	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.

@@ -6,8 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,7 +19,6 @@ import (
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
-	"crpipe/stream"
 )
 
 // What becomes of TCP connections (--tcp of cr-dump).
@@ -35,12 +34,15 @@ const (
 //
 // A dump that ends the processes (--kill) holds the packets on. The sockets end without a word, because the dump keeps a descriptor
 // of each, which it puts into repair mode when the processes are dead (tcp_close in net/ipv4/tcp.c says nothing then). Connections
-// with the outside are held even longer, so that this machine does not answer "no such connection" before the restore: that hold
-// outlives cr-dump, and the record "hold.tcp" tells cr-restore its name.
+// with the outside are held even longer, so that this machine does not answer "no such connection" before the restore, and so are the
+// ports of listening sockets: that hold outlives cr-dump, and the record "hold.tcp" tells cr-restore its name.
+//
+// A dump by a ticket does not know what is to become of the processes: its hold lasts too, and belongs to the ticket (tcp_ticket.go).
 type tcpHold struct {
 	bound    *nethold.Hold
 	policy   string
 	kill     bool
+	ticket   string                // the name of the ticket's hold; empty: there is no ticket
 	ownNet   bool                  // the tree has a network namespace of its own, which it does not find again: its peers there are lost
 	inside   map[nethold.Conn]bool // connections whose other end is in the tree too
 	clients  map[uint16]bool       // ports that other connections of the tree lead to
@@ -52,16 +54,18 @@ type tcpHold struct {
 }
 
 // How long a hold lasts that nobody has lifted: the connections as long as anybody may come back to them, the ports of listening
-// sockets, whose clients would hear that nobody listens, as long as a restore on the same machine may take to come to them.
+// sockets, whose clients would hear that nobody listens, as long as a restore on the same machine may take to come to them. ticketTime is
+// that of a tree that stands still: longer than anybody waits, and short enough for one that has been ended in some other way.
 const (
-	holdTime  = time.Hour
-	portsTime = 15 * time.Second
+	holdTime   = time.Hour
+	portsTime  = time.Minute
+	ticketTime = 24 * time.Hour
 )
 
 func holdOf(d *object.Dumper) *tcpHold {
 	h, ok := d.Sockets.(*tcpHold)
 	if !ok {
-		h = &tcpHold{policy: d.TCP, kill: d.Kill, inside: map[nethold.Conn]bool{}, clients: map[uint16]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
+		h = &tcpHold{policy: d.TCP, kill: d.Kill, ticket: d.Hold, inside: map[nethold.Conn]bool{}, clients: map[uint16]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
 		d.Sockets = h
 	}
 	return h
@@ -84,6 +88,9 @@ func HoldTCP(d *object.Dumper) error {
 	ends, err := tcpEnds(d)
 	if err != nil {
 		return err
+	}
+	if len(ends) > 0 {
+		_ = nethold.Sweep() // whoever may not do so has left none
 	}
 	var p nethold.Packets
 	var listens []uint16
@@ -113,10 +120,10 @@ func HoldTCP(d *object.Dumper) error {
 	}
 	slices.Sort(listens)
 	listens = slices.Compact(listens)
-	if d.Kill && d.TCP != PolicyDrop {
+	if h.moves() && d.TCP != PolicyDrop {
 		p.Ports = listens
+		h.lasting.Ports = listens
 	}
-	h.lasting.Ports = listens
 	bind := func() (err error) { h.bound, err = nethold.Bind(p, markOf(h.name())); return err }
 	if h.ownNet, err = namespaces.HasNet(d); err != nil {
 		return err
@@ -130,6 +137,7 @@ func HoldTCP(d *object.Dumper) error {
 	switch {
 	case err == nil:
 	case errors.As(err, &missing) && (len(p.Conns) == 0 || d.TCP == PolicyDrop):
+		h.lasting = nethold.Packets{}
 		return nil // it has no connection that would be harmed
 	default:
 		return err
@@ -214,12 +222,15 @@ func connOf(e *kernelview.TCPEnds) nethold.Conn {
 	return nethold.Conn{Local: plain(e.Local), Remote: plain(e.Remote)}
 }
 
+// moves says whether the connections may be going to go on elsewhere, so that nobody may go on with them here.
+func (h *tcpHold) moves() bool { return h.kill || h.ticket != "" }
+
 // keeps says whether a connection can go on after a restore.
 func (h *tcpHold) keeps(e *kernelview.TCPEnds) bool {
 	if h.policy == PolicyDrop {
 		return false
 	}
-	return h.kill && !h.ownNet || h.inside[connOf(e)]
+	return h.moves() && !h.ownNet || h.inside[connOf(e)]
 }
 
 // closeSilently keeps a descriptor of a connection until EndTCP.
@@ -235,18 +246,27 @@ func (h *tcpHold) closeSilently(fd int) error {
 	return nil
 }
 
-// name is that of the hold that lasts: the same for the same connections.
+// name is that of the hold that lasts: the same for the same connections, or for the same ticket.
 func (h *tcpHold) name() string {
+	if h.ticket != "" {
+		return h.ticket
+	}
 	var lines []string
 	for _, c := range h.lasting.Conns {
 		lines = append(lines, c.Local.String()+" "+c.Remote.String())
 	}
 	slices.Sort(lines)
-	sum := sha256.Sum256([]byte(strings.Join(lines, "\n")))
-	return nethold.Prefix + hex.EncodeToString(sum[:8])
+	for _, n := range h.lasting.Ports {
+		lines = append(lines, strconv.Itoa(int(n)))
+	}
+	return HoldName([]byte(strings.Join(lines, "\n")))
 }
 
-var holdName = regexp.MustCompile("^" + nethold.Prefix + "[0-9a-f]{16}$")
+// HoldName names a hold that lasts after what it belongs to.
+func HoldName(of []byte) string {
+	sum := sha256.Sum256(of)
+	return nethold.Prefix + hex.EncodeToString(sum[:8])
+}
 
 // markOf is the mark of packets that a hold of that name lets pass (SO_MARK).
 func markOf(name string) uint32 {
@@ -254,38 +274,46 @@ func markOf(name string) uint32 {
 	return binary.BigEndian.Uint32(sum[:]) | 1
 }
 
-// lastingHold is the record of a hold that outlives cr-dump.
-type lastingHold struct {
-	Name string `msgpack:"name"` // of the table of nf_tables
-}
-
 // LooksDone is called when everything has been read: it says what will last, and lets the packets pass again where the processes go
 // on. It returns the name of the hold that is to be made by KeepHeld, "" for none.
 func LooksDone(d *object.Dumper) (string, error) {
 	h := holdOf(d)
 	outside := len(h.lasting.Conns)
-	if !h.kill || h.policy == PolicyDrop { // peers of what is dropped are to hear of the end
-		if n := outside + int(h.waiting); n > 0 && h.policy != PolicyDrop {
+	switch {
+	case h.policy == PolicyDrop: // peers of what is dropped are to hear of the end
+		return "", Unhold(d)
+	case !h.moves():
+		if n := outside + int(h.waiting); n > 0 {
 			d.Warn("%d TCP connections end outside of what is dumped: here they go on, and in a restored image they are reset (cr-dump --kill keeps them)", n)
 		}
 		return "", Unhold(d)
+	case h.waiting > 0:
+		d.Warn("%d TCP connections wait for accept(2): they go on only here, and the image has none of them", h.waiting)
 	}
-	if outside == 0 || h.ownNet {
+	if outside+len(h.lasting.Ports) == 0 || h.ownNet {
 		return "", nil
 	}
-	d.AddPlain(holdType, &lastingHold{Name: h.name()})
-	return h.name(), nil
+	s, err := h.record()
+	if err != nil {
+		return "", err
+	}
+	d.AddPlain(holdType, s)
+	return s.Name, nil
 }
 
 // KeepHeld makes the hold that lasts, on top of the other.
 func KeepHeld(d *object.Dumper) error {
 	h := holdOf(d)
-	return nethold.Leave(h.name(), h.lasting, nethold.Lasting{Mark: markOf(h.name()), Conns: holdTime, Ports: portsTime})
+	o := nethold.Lasting{Mark: markOf(h.name()), Conns: holdTime, Ports: portsTime, Note: noteEnded}
+	if !h.kill {
+		o.Conns, o.Ports, o.Note = ticketTime, ticketTime, noteTicket
+	}
+	return nethold.Leave(h.name(), h.lasting, o)
 }
 
 // DropHeld undoes KeepHeld.
 func DropHeld(name string) error {
-	if !holdName.MatchString(name) {
+	if !nethold.IsLasting(name) {
 		return fmt.Errorf("%q is no hold", clip(name))
 	}
 	return nethold.Remove(name)
@@ -294,14 +322,19 @@ func DropHeld(name string) error {
 // EndTCP ends the sockets of processes that are dead, without a packet.
 func EndTCP(d *object.Dumper) error {
 	h := holdOf(d)
+	err := endSilently(h.silent)
+	h.silent = nil
+	return err
+}
+
+func endSilently(sockets []*sys.FD) error {
 	var errs []error
-	for _, fd := range h.silent {
+	for _, fd := range sockets {
 		if err := unix.SetsockoptInt(fd.Int(), unix.IPPROTO_TCP, tcpRepair, 1); err != nil {
 			errs = append(errs, fmt.Errorf("ending a TCP socket silently: %w", err))
 		}
 		errs = append(errs, fd.Close())
 	}
-	h.silent = nil
 	return errors.Join(errs...)
 }
 
@@ -317,8 +350,3 @@ func Unhold(d *object.Dumper) error {
 	h.silent = nil
 	return h.bound.Close()
 }
-
-const holdType stream.Type = "hold.tcp"
-
-// HoldObject is the record of a hold that outlives cr-dump. A restore lifts it when the connections are alive.
-var HoldObject = object.NewKind[lastingHold](holdType, nil)

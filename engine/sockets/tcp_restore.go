@@ -36,7 +36,7 @@ type tcpRestore struct {
 	all   []*tcpMade
 	bound *nethold.Hold
 	mark  uint32
-	late  []string // names of holds that are to be lifted
+	late  []*lastingHold // holds that are to be lifted
 }
 
 // tcpKey is where a Restorer remembers it: no object has this number.
@@ -122,20 +122,29 @@ func ConnectTCP(r *object.Restorer) error {
 		if want := int(m.s.Unread) + int(m.s.Sent) + int(m.s.Unsent); len(m.content) != want {
 			return object.BadImagef("a TCP socket with %d of %d bytes", len(m.content), want)
 		}
-		if !isConnection(m.s.State) {
-			continue
-		}
-		c := nethold.Conn{Local: plain(m.local), Remote: plain(m.remote)}
-		if was = append(was, c); !m.reset {
-			held.Conns = append(held.Conns, c)
-		}
 	}
 	name := ""
 	for _, f := range object.All[lastingHold](r.Plan) {
-		if name = f.State.Name; !holdName.MatchString(name) {
-			return object.BadImagef("%q is no hold", clip(name))
+		if err := f.State.check(); err != nil {
+			return err
 		}
-		t.late = append(t.late, name)
+		name = f.State.Name
+		t.late = append(t.late, f.State)
+		passed, err := f.State.passed()
+		if err != nil {
+			return err
+		}
+		if n := t.resetOutside(passed); n > 0 {
+			r.Warn("%d TCP connections are reset: nothing holds them any more for the processes that have been dumped by a ticket (see cr-thaw(1))", n)
+		}
+	}
+	for _, m := range t.all {
+		if !isConnection(m.s.State) {
+			continue
+		}
+		if was = append(was, m.conn()); !m.reset {
+			held.Conns = append(held.Conns, m.conn())
+		}
 	}
 	t.mark = markOf(name)
 	var err error
@@ -149,6 +158,10 @@ func ConnectTCP(r *object.Restorer) error {
 		}
 	}
 	return nil
+}
+
+func (m *tcpMade) conn() nethold.Conn {
+	return nethold.Conn{Local: plain(m.local), Remote: plain(m.remote)}
 }
 
 // connection says whether it goes on.
@@ -559,9 +572,10 @@ func ReleasedTCP(r *object.Restorer) error {
 	t := tcpOf(r)
 	t.close()
 	var errs []error
-	for _, name := range t.late {
-		errs = append(errs, DropHeld(name))
+	for _, s := range t.late {
+		errs = append(errs, s.lift())
 	}
+	_ = nethold.Sweep() // whoever may not do so has left none
 	return errors.Join(append(errs, t.bound.Close())...)
 }
 

@@ -80,7 +80,7 @@ func (m *madeTCP) close() {
 }
 
 // remake writes states into an image and restores that, up to the moment before packets pass.
-func remake(t *testing.T, states []*tcpState, contents [][]byte) (*madeTCP, error) {
+func remake(t *testing.T, states []*tcpState, contents [][]byte, holds ...*lastingHold) (*madeTCP, error) {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := stream.NewWriter(&b, stream.Header{Content: stream.ContentImage})
@@ -89,6 +89,11 @@ func remake(t *testing.T, states []*tcpState, contents [][]byte) (*madeTCP, erro
 	}
 	for i, s := range states {
 		if err := w.Put(tcpType, uint32(i+1), s, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range holds {
+		if err := w.Put(holdType, 0, h, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -50,7 +50,8 @@ var Names = []string{
 	"dump.kept",
 	"dump.written",
 	"dump.committed",
-	"dump.held", // TCP connections are held beyond the end of the processes
+	"dump.left", // TCP connections of a ticket's tree are held until its thaw
+	"dump.held", // or beyond the end of the processes
 
 	// System calls in the tree, by the classical source.
 	"remote.loosened",  // what version 2 had frozen is thawed, and in ptrace stops
@@ -65,6 +66,7 @@ var Names = []string{
 	"remote.tightened", // frozen again
 
 	// The end of a hold: by letting go,
+	"thaw.lifted", // of TCP connections first
 	"release.begin",
 	"release.refrozen",
 	"release.held",    // those whose calls would return EINTR
@@ -74,6 +76,7 @@ var Names = []string{
 	"release.thawed",
 	"release.detached",
 	// or by the end of the tree.
+	"thaw.kept", // TCP connections are held beyond it
 	"kill.told",
 	"kill.sent",
 	"kill.thawed",

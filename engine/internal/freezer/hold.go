@@ -106,6 +106,9 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 	return h, nil
 }
 
+// Here says whether the state is of this boot and this pid namespace.
+func (s *State) Here() bool { return s.check() == nil }
+
 // check refuses a state of another boot or pid namespace: its numbers mean
 // other tasks here.
 func (s *State) check() error {

@@ -7,7 +7,8 @@
 //
 // A hold is a table. One that is bound to the process (Bind) is owned by its netlink socket (NFT_TABLE_F_OWNER, Linux 5.12): the kernel
 // removes it when that is closed, however the process ends. One that stays (Leave) outlives it, until Remove or, connection by connection,
-// until its time is up.
+// until its time is up: then a table is left that holds nothing, which the kernel cannot be told to remove by itself, and which whoever
+// deals with holds next takes away (Sweep).
 package nethold
 
 import (
@@ -79,19 +80,23 @@ func (h *Hold) Close() error {
 type Lasting struct {
 	Conns, Ports time.Duration
 	Mark         uint32
+	// Note says until when it stays, for who asks nft(8) and for Find: fewer than 128 bytes, UTF-8.
+	Note string
 }
 
-// Leave drops the packets until Remove is called with that name, and at most as long as given.
+// Leave drops the packets until Remove is called with that name, and at most as long as given. It takes the place of a hold of that name,
+// between which and itself no packet passes.
 func Leave(name string, p Packets, o Lasting) error {
 	l, err := dial()
 	if err != nil {
 		return err
 	}
 	defer l.fd.Close()
-	if err := l.remove(name); err != nil { // of an earlier dump of the same connections
+	if err := l.makeTable(name, p, tableOptions{replace: true, mark: o.Mark, conns: o.Conns, ports: o.Ports, note: o.Note}); err != nil {
 		return err
 	}
-	return l.makeTable(name, p, tableOptions{mark: o.Mark, conns: o.Conns, ports: o.Ports})
+	settle()
+	return nil
 }
 
 // Remove removes a table that Leave has left. One that is not there is no error.

@@ -196,3 +196,82 @@ func tables(t *testing.T) int {
 	}
 	return len(names)
 }
+
+// TestFind has a hold that stays tell what it has.
+func TestFind(t *testing.T) {
+	ownNetwork(t)
+	const name, note = Prefix + "00000000000000ff", "until somebody comes"
+	if found, err := Find(name); found != nil || err != nil {
+		t.Errorf("nothing is %+v, %v", found, err)
+	}
+	p := Packets{Ports: []uint16{80, 443}}
+	for i := range 1000 {
+		n := byte(i >> 8)
+		p.Conns = append(p.Conns, Conn{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 1}), 80), netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, n, byte(i)}), 4711)},
+			Conn{netip.AddrPortFrom(netip.AddrFrom16([16]byte{1}), 80), netip.AddrPortFrom(netip.AddrFrom16([16]byte{1, n, byte(i)}), 4711)})
+	}
+	if err := Leave(name, p, Lasting{Conns: time.Hour, Ports: time.Hour, Note: note}); err != nil {
+		t.Fatal(err)
+	}
+	found, err := Find(name)
+	if err != nil || found == nil {
+		t.Fatal(err)
+	}
+	if found.Note != note || len(found.Ports) != 2 || len(found.Conns) != len(p.Conns) {
+		t.Errorf("note %q, ports %v, %d connections", found.Note, found.Ports, len(found.Conns))
+	}
+	all := map[Conn]bool{}
+	for _, c := range found.Conns {
+		all[c], all[Conn{c.Remote, c.Local}] = true, true
+	}
+	for _, c := range p.Conns {
+		if !all[c] {
+			t.Fatalf("%v is not found", c)
+		}
+	}
+	if err := Remove(name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSweep: what nothing is left of goes, all else stays.
+func TestSweep(t *testing.T) {
+	ownNetwork(t)
+	const over, lasts, partly = Prefix + "0000000000000001", Prefix + "0000000000000002", Prefix + "0000000000000003"
+	c := Conn{netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:81")}
+	for name, o := range map[string]Lasting{
+		over: {Conns: time.Millisecond, Ports: time.Millisecond}, lasts: {Conns: time.Hour, Ports: time.Hour}, partly: {Conns: time.Millisecond, Ports: time.Hour},
+	} {
+		if err := Leave(name, Packets{Conns: []Conn{c}, Ports: []uint16{80}}, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := Bind(Packets{Ports: []uint16{9}}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if found, err := Find(over); err != nil {
+			t.Fatal(err)
+		} else if found == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it is not forgotten")
+		}
+	}
+	if n := tables(t); n != 4 {
+		t.Errorf("%d tables before", n)
+	}
+	if err := Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(names) != 3 || strings.Contains(strings.Join(names, " "), over) {
+		t.Errorf("%q are left", names)
+	}
+}

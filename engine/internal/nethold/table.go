@@ -14,6 +14,8 @@ import (
 // The numbers of <linux/netfilter/nf_tables.h> and <linux/netfilter.h> that x/sys lacks.
 const (
 	tableOwner   = 2    // NFT_TABLE_F_OWNER
+	tableNote    = 6    // NFTA_TABLE_USERDATA (Linux 5.10)
+	tableHandle  = 4    // NFTA_TABLE_HANDLE
 	setTimeout   = 0x10 // NFT_SET_TIMEOUT
 	reg32        = 8    // NFT_REG32_00: registers of 4 bytes
 	cmpEq        = 0    // NFT_CMP_EQ
@@ -40,9 +42,18 @@ const (
 
 type tableOptions struct {
 	owner        bool
+	replace      bool // whatever has the name
+	note         string
 	mark         uint32
 	conns, ports time.Duration // until what is held is forgotten; 0: never
 }
+
+// The names of the sets of a table.
+const (
+	setIPv4  = "connections4"
+	setIPv6  = "connections6"
+	setPorts = "ports"
+)
 
 // set is one set of keys of one length.
 type set struct {
@@ -53,9 +64,9 @@ type set struct {
 
 // makeTable makes a table that drops the packets, in one transaction: either all of it is there or nothing.
 func (l *link) makeTable(name string, p Packets, o tableOptions) error {
-	v4 := &set{name: "connections4", size: 4 + 4 + 2 + 2}
-	v6 := &set{name: "connections6", size: 16 + 16 + 2 + 2}
-	ports := &set{name: "ports", size: 2}
+	v4 := &set{name: setIPv4, size: 4 + 4 + 2 + 2}
+	v6 := &set{name: setIPv6, size: 16 + 16 + 2 + 2}
+	ports := &set{name: setPorts, size: 2}
 	for _, c := range p.Conns {
 		s := v4
 		if c.Local.Addr().Is6() {
@@ -73,12 +84,19 @@ func (l *link) makeTable(name string, p Packets, o tableOptions) error {
 		ports.keys = append(ports.keys, binary.BigEndian.AppendUint16(nil, n))
 	}
 	t := l.begin()
+	if o.replace { // what is not there could not be removed
+		t.message(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, stringAttr(unix.NFTA_TABLE_NAME, name))
+		t.message(unix.NFT_MSG_DELTABLE, 0, stringAttr(unix.NFTA_TABLE_NAME, name))
+	}
 	flags := uint32(0)
 	if o.owner {
 		flags = tableOwner
 	}
-	t.message(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
-		stringAttr(unix.NFTA_TABLE_NAME, name), u32Attr(unix.NFTA_TABLE_FLAGS, flags))
+	attrs := [][]byte{stringAttr(unix.NFTA_TABLE_NAME, name), u32Attr(unix.NFTA_TABLE_FLAGS, flags)}
+	if o.note != "" {
+		attrs = append(attrs, attr(tableNote, noteValue(o.note)))
+	}
+	t.message(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, attrs...)
 	t.addSet(name, v4, 1, o.conns)
 	t.addSet(name, v6, 2, o.conns)
 	t.addSet(name, ports, 3, o.ports)
