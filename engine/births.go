@@ -350,7 +350,7 @@ func (rs *restoration) joinGroups() error {
 			}
 		}
 	}
-	return rs.dismissGhosts()
+	return rs.dismissGhosts(false)
 }
 
 func (rs *restoration) setGroup(group int32) *tracee.Batch {
@@ -382,11 +382,16 @@ func (rs *restoration) outsideGroup(x *tasks.Birth) int32 {
 
 func (rs *restoration) taskOf(x *tasks.Birth) *tracee.Task { return rs.made[x] }
 
-// dismissGhosts ends the stand-ins, those that others were made by last, and has their parents reap them.
-func (rs *restoration) dismissGhosts() error {
+// dismissGhosts ends the stand-ins, those that others were made by last, and has their parents reap them. Those whose numbers are needed
+// until all contents have come (holdEnded) stay till then.
+func (rs *restoration) dismissGhosts(needed bool) error {
+	need := map[int32]bool{}
+	for _, p := range rs.r.NeededEnded() {
+		need[p.ID] = true
+	}
 	for i := len(rs.forest.All) - 1; i >= 0; i-- {
 		x := rs.forest.All[i]
-		if !x.Ghost() {
+		if !x.Ghost() || need[x.PID] != needed {
 			continue
 		}
 		b := rs.arena.NewBatch()
@@ -399,7 +404,13 @@ func (rs *restoration) dismissGhosts() error {
 		}
 		b = rs.arena.NewBatch()
 		b.Call(b.Sys().Wait4, x.PID, 0, unix.WALL, 0).Note("stand-in %d", x.PID)
-		if err := rs.tracer.RunOne(rs.taskOf(x.Reaper), b); err != nil {
+		reaper := rs.taskOf(x.Reaper)
+		for _, p := range rs.procs {
+			if p.birth == x.Reaper {
+				reaper = p.task // its leader may have ended
+			}
+		}
+		if err := rs.tracer.RunOne(reaper, b); err != nil {
 			return err
 		}
 	}

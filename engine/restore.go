@@ -480,12 +480,18 @@ func (rs *restoration) makeObjects() error {
 
 // fill streams the contents of memory and files into what has been made, until the end of the stream is proved.
 func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *stream.Record) error {
-	filler := memory.NewFiller(rs.r, rs.spaces)
-	err := errors.Join(rs.readBulk(reader, rec, filler), filler.Wait())
+	release, err := rs.holdEnded(ctx)
 	if err != nil {
 		return err
 	}
-	return rs.r.Finish()
+	filler := memory.NewFiller(rs.r, rs.spaces)
+	if err := errors.Join(rs.readBulk(reader, rec, filler), filler.Wait()); err != nil {
+		return err
+	}
+	if err := rs.r.Finish(); err != nil {
+		return err
+	}
+	return release()
 }
 
 func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {

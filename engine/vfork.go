@@ -206,36 +206,41 @@ func (rs *restoration) waiter(p *process) *thread {
 // holdNumbers has tasks hold the numbers of those who are made last, until then, and makes, while everybody still has all privileges,
 // one in the tree's pid namespace that will choose numbers there for children of parents that may not.
 func (rs *restoration) holdNumbers(ctx context.Context) error {
-	hire := func(id int32) (*tracee.Task, error) {
-		for deadline := time.Now().Add(zombieTime); ; {
-			b := rs.arena.NewBatch()
-			clone := b.Clone(sys.CloneArgs{}, []int32{id}, 0).Note("task %d", id) // no exit signal: its parent hears nothing of it
-			err := rs.tracer.RunOne(rs.procs[0].task, b)
-			if err == nil {
-				return clone.Child(), nil
-			}
-			if !errors.Is(err, unix.EEXIST) || time.Now().After(deadline) {
-				return nil, err
-			}
-			if err := pause(ctx); err != nil {
-				return nil, err
-			}
-		}
-	}
 	for _, p := range rs.last {
-		holder, err := hire(p.state.PID)
+		holder, err := rs.hire(ctx, p.state.PID, nil)
 		if err != nil {
 			return err
 		}
 		rs.holders = append(rs.holders, holder)
 		if rs.ownPIDs && rs.numberer == nil && !rs.waiter(p).state.Creds.Privileged() {
 			rs.numbererID = rs.forest.Spare()
-			if rs.numberer, err = hire(rs.numbererID); err != nil {
+			if rs.numberer, err = rs.hire(ctx, rs.numbererID, nil); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// hire has the first process make a helper with a number. Where that is taken it tries again for a while, for zombies go soon, unless
+// known, if not nil, says that it is taken rightly; then there is no helper.
+func (rs *restoration) hire(ctx context.Context, id int32, known func() bool) (*tracee.Task, error) {
+	for deadline := time.Now().Add(zombieTime); ; {
+		b := rs.arena.NewBatch()
+		clone := b.Clone(sys.CloneArgs{}, []int32{id}, 0).Note("task %d", id) // no exit signal: its parent hears nothing of it
+		err := rs.tracer.RunOne(rs.procs[0].task, b)
+		switch {
+		case err == nil:
+			return clone.Child(), nil
+		case errors.Is(err, unix.EEXIST) && known != nil && known():
+			return nil, nil
+		case !errors.Is(err, unix.EEXIST) || time.Now().After(deadline):
+			return nil, err
+		}
+		if err := pause(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // nextNumber makes a number the one that the next task gets: it is one more than the last one, in the namespace of whoever writes that.

@@ -119,6 +119,8 @@ var refusedClassically = map[string]bool{
 	"vforkthread": true,
 
 	"unixsocks":   true, // what waits in sockets cannot be seen without taking it
+	"unixsenders": true, // the same
+	"tcpurgent":   true, // what is in sockets
 	"udp":         true, // what is in sockets
 	"rawsock":     true,
 	"sockopts":    true,

@@ -41,6 +41,19 @@ func (r *Restorer) Act(a Act) { r.acts = append(r.acts, a) }
 // Acts returns what Act collected.
 func (r *Restorer) Acts() []Act { return r.acts }
 
+// EndedProcess is one that the image does not have, at least not by that number.
+type EndedProcess struct {
+	ID    int32  // in the pid namespace of the tree; 0: outside of that
+	Began uint64 // clock ticks since boot, of one that lived outside of the tree, and may still live; else 0
+}
+
+// NeedEnded asks for the number of a process to be one that the kernel knows while contents arrive: only of such it lets be said that
+// they have sent a message (SCM_CREDENTIALS of unix(7)).
+func (r *Restorer) NeedEnded(p EndedProcess) { r.ended = append(r.ended, p) }
+
+// NeededEnded returns what NeedEnded collected.
+func (r *Restorer) NeededEnded() []EndedProcess { return r.ended }
+
 // AfterContents asks for f to be called when all contents have arrived and the end of the image has been verified; no task runs
 // yet, and all have the pool open.
 func (r *Restorer) AfterContents(f func() error) { r.afterContents = append(r.afterContents, f) }

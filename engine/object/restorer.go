@@ -49,8 +49,11 @@ type Restorer struct {
 	undo          []func()
 	// Number returns the number by which this process knows a process or thread of the tree; 0: there is none (yet).
 	Number func(id int32) int
-	extra  []int
-	late   []int // of those what the last steps need
+	// Ended returns the same of a process that has ended, and that NeedEnded has asked for.
+	Ended func(id int32) int
+	ended []EndedProcess
+	extra []int
+	late  []int // of those what the last steps need
 }
 
 // ContentFunc takes one piece of an object's contents. data is valid only during the call.

@@ -26,11 +26,11 @@ import (
 // The kernel tells: struct unix_sock, unix_address, unix_skb_parms and scm_fp_list (net/unix/af_unix.c, net/core/scm.c).
 //
 // Refused by name: a peer outside of the tree, unless a datagram socket has found it by its name; a byte sent with MSG_OOB;
-// timestamps of messages (SO_TIMESTAMP); credentials (SO_PEERCRED, SCM_CREDENTIALS) of a process that lives outside of the tree, and
-// in a message of one that has ended; a stream or pair that was given a path behind connect or socketpair.
+// timestamps of messages (SO_TIMESTAMP); SO_PEERCRED of a process that lives outside of the tree; a stream or pair that was given a path
+// behind connect or socketpair.
 //
 // Lost: that a process at the other end is the one that is meant by SO_PEERPIDFD (its number is right, the pidfd fails as for a
-// process that has ended); security labels of messages (SO_PASSSEC) and peers (SO_PEERSEC); the inode number of a socket's file.
+// process that has ended), and how the sender of a message has ended, which the pidfd of SO_PASSPIDFD tells since Linux 6.16; security labels of messages (SO_PASSSEC) and peers (SO_PEERSEC); the inode number of a socket's file.
 type unixState struct {
 	Type      uint16    `msgpack:"type"`              // SOCK_*
 	Address   []byte    `msgpack:"address,omitempty"` // what bind(2) was given behind the family: a path with its zero byte, or an abstract name with one before it
@@ -206,11 +206,21 @@ func treeNumber(d *object.Dumper, pid int, numbers []int) (int32, error) {
 		return 0, object.Unsupportedf("a process of another pid namespace, which cannot be checkpointed")
 	}
 	if st, err := procfs.ReadStat(pid); err == nil {
-		return 0, &object.Unsupported{What: fmt.Sprintf("pid %d (%s), which lives outside of the tree, which cannot be checkpointed", pid, st.Comm),
-			Do: "dump that process too, or end it before the dump"}
+		return 0, &livesOutside{pid, st.Starttime, object.Unsupported{What: fmt.Sprintf("pid %d (%s), which lives outside of the tree, which cannot be checkpointed", pid, st.Comm),
+			Do: "dump that process too, or end it before the dump"}}
 	}
 	return int32(pid), nil
 }
+
+// livesOutside is a process that lives outside of the tree, in the pid namespace of both.
+type livesOutside struct {
+	pid     int
+	began   uint64 // clock ticks since boot
+	refusal object.Unsupported
+}
+
+func (e *livesOutside) Error() string { return e.refusal.Error() }
+func (e *livesOutside) Unwrap() error { return &e.refusal }
 
 // socketFileOf finds the file by which a bound socket is found, nil where it has no name any more.
 func socketFileOf(p *object.Process, u *kernelview.Unix) (*unixPath, error) {

@@ -1,6 +1,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +30,15 @@ type unixMessage struct {
 	Length uint32       `msgpack:"length"`           // bytes
 	Sender stream.Ref   `msgpack:"sender,omitempty"` // absent: the peer
 	Files  []stream.Ref `msgpack:"files,omitempty"`  // SCM_RIGHTS
-	Cred   *unixCred    `msgpack:"cred,omitempty"`   // SCM_CREDENTIALS
+	Cred   *unixSender  `msgpack:"cred,omitempty"`   // SCM_CREDENTIALS
+}
+
+// unixSender is who has sent a message.
+type unixSender struct {
+	PID   int32  `msgpack:"pid,omitempty"` // in the pid namespace of the tree; 0: outside of it. It may have ended
+	UID   uint32 `msgpack:"uid"`
+	GID   uint32 `msgpack:"gid"`
+	Began uint64 `msgpack:"began,omitempty"` // of one that lives outside of the tree: clock ticks since boot
 }
 
 // queueWeight bounds a record of messages: one message has the weight of its descriptors and a bit.
@@ -168,16 +177,28 @@ func (t *unixTree) message(d *object.Dumper, one unixTodo, v *kernelview.UnixMes
 		m.Files = append(m.Files, ref)
 	}
 	if v.Credentials {
-		pid, err := treeNumber(d, v.PID, v.Numbers)
-		if err != nil {
-			return nil, fmt.Errorf("the sender of a message (SCM_CREDENTIALS) is %w", err)
+		var err error
+		if m.Cred, err = messageCred(d, v); err != nil {
+			return nil, err
 		}
-		if pid == 0 || !d.InTree(int(pid)) {
-			return nil, object.Unsupportedf("a message with credentials (SCM_CREDENTIALS) of process %d, which has ended, waits in it, which cannot be checkpointed", pid)
-		}
-		m.Cred = &unixCred{PID: pid, UID: v.UID, GID: v.GID}
 	}
 	return m, nil
+}
+
+// messageCred describes who has sent a message. That it has ended since, or lives elsewhere, takes nothing away from what it has sent.
+func messageCred(d *object.Dumper, v *kernelview.UnixMessage) (*unixSender, error) {
+	c := &unixSender{UID: v.UID, GID: v.GID}
+	pid, err := treeNumber(d, v.PID, v.Numbers)
+	var lives *livesOutside
+	switch {
+	case errors.As(err, &lives):
+		c.PID, c.Began = int32(lives.pid), lives.began
+	case err != nil:
+		return nil, fmt.Errorf("the sender of a message (SCM_CREDENTIALS) is %w", err)
+	default:
+		c.PID = pid
+	}
+	return c, nil
 }
 
 // file dumps an open file that is in flight.

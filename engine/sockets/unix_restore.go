@@ -148,8 +148,11 @@ func restoreUnixQueue(r *object.Restorer, _ stream.Ref, s *unixQueueState) error
 		if len(x.Files) > most || x.Length == 0 && m.Type == unix.SOCK_STREAM {
 			return object.BadImagef("a message of %d bytes with %d descriptors is impossible", x.Length, len(x.Files))
 		}
-		if c := x.Cred; c != nil && (c.PID <= 0 || c.UID == ^uint32(0) || c.GID == ^uint32(0)) {
-			return object.BadImagef("a message of process %d, user %d:%d", c.PID, c.UID, c.GID)
+		if c := x.Cred; c != nil {
+			if c.PID < 0 || c.UID == ^uint32(0) || c.GID == ^uint32(0) {
+				return object.BadImagef("a message of process %d, user %d:%d", c.PID, c.UID, c.GID)
+			}
+			r.NeedEnded(object.EndedProcess{ID: c.PID, Began: c.Began})
 		}
 		m.messages = append(m.messages, &unixWaiting{unixMessage: *x})
 	}

@@ -80,11 +80,14 @@ func (m *madeUnix) sendOne(r *object.Restorer, x *unixWaiting) error {
 	}
 	if c := x.Cred; c != nil {
 		pid := 0
-		if r.Number != nil {
+		if r.Number != nil && c.PID != 0 {
 			pid = r.Number(c.PID)
 		}
+		if pid <= 0 && r.Ended != nil {
+			pid = r.Ended(c.PID)
+		}
 		if pid <= 0 {
-			return object.BadImagef("a message of process %d, which the image does not have", c.PID)
+			return object.BadImagef("a message of process %d, which the restore has not heard of before", c.PID)
 		}
 		control = append(control, unix.UnixCredentials(&unix.Ucred{Pid: int32(pid), Uid: c.UID, Gid: c.GID})...)
 	}

@@ -67,11 +67,22 @@ func TestUnixHostile(t *testing.T) {
 		}
 	}
 	m := stream1(func(*madeUnix) {})
-	r := &object.Restorer{}
+	r := &object.Restorer{Ended: func(int32) int { return 0 }}
+	r.Remember(m.ref, m)
+	queue := func(c unixSender) error {
+		return restoreUnixQueue(r, stream.Ref{}, &unixQueueState{Socket: m.ref, Messages: []unixMessage{{Length: 1, Cred: &c}}})
+	}
+	other := stream1(func(o *madeUnix) { o.n = 0 })
+	m.peer = other
+	unknown := m.sendOne(r, &unixWaiting{unixMessage: unixMessage{Cred: &unixSender{PID: 77}}})
+	m.peer = nil
 	for name, err := range map[string]error{
 		"bytes of no message": m.content(r, &object.Data{}, []byte("x")),
 		"a gap":               m.content(r, &object.Data{Offset: 7}, []byte("x")),
 		"from nobody":         m.sendOne(r, &unixWaiting{data: []byte("x")}),
+		"of nobody asked for": unknown,
+		"of less than nobody": queue(unixSender{PID: -1}),
+		"of no user":          queue(unixSender{PID: 1, UID: ^uint32(0)}),
 	} {
 		var bad *object.BadImage
 		if !errors.As(err, &bad) {
