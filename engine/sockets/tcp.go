@@ -17,15 +17,15 @@ import (
 
 // A TCP socket, or a listening or not connected MPTCP one (tcp(7), Documentation/networking/mptcp.rst): its addresses, its options,
 // and of a connection the sequence numbers, what both ends have agreed upon, and both queues: what was received and not read, and
-// what was written and not acknowledged. Segments that came out of order are not kept: their sender has them until they are
+// what was written and not acknowledged, with what is urgent of it (tcp_urgent.go). Segments that came out of order are not kept: their sender has them until they are
 // acknowledged (RFC 2018 section 8 lets a receiver give up what it has selectively acknowledged). What is known of the path
 // (congestion window, round-trip times) is found out anew.
 //
 // A connection goes on only where nobody else goes on with it: when the dump has ended the processes (see tcp_hold.go), or when its
 // other end is in the image too. Any other comes back as one that its peer has reset.
 //
-// Refused by name: connections that wait for accept(2), which no call can put into the queue of a listener; urgent data; TCP-MD5 and
-// TCP-AO keys; a protocol on top in the kernel (kTLS); MPTCP connections; a SYN that is kept for TCP_SAVED_SYN; a connect with data
+// Refused by name: connections that wait for accept(2), which no call can put into the queue of a listener; urgent data of
+// one that does not go on; TCP-MD5 and TCP-AO keys; a protocol on top in the kernel (kTLS); MPTCP connections; a SYN that is kept for TCP_SAVED_SYN; a connect with data
 // (TCP Fast Open) under way; an error that the program has not seen and no restore can cause again (ETIMEDOUT ...).
 type tcpState struct {
 	Common
@@ -63,6 +63,7 @@ type tcpState struct {
 	MaxWindow uint32 `msgpack:"max_window,omitempty"`
 	RcvWnd    uint32 `msgpack:"rcv_wnd,omitempty"`
 	RcvWup    uint32 `msgpack:"rcv_wup,omitempty"`
+	Urgent
 }
 
 // mptcp is IPPROTO_MPTCP, which has more than 8 bits.
@@ -134,12 +135,18 @@ func dumpTCP(d *object.Dumper, f *object.OpenFile) (*tcpState, error) {
 		if s.Kept = h.keeps(&v.Ends); !s.Kept {
 			break
 		}
+		if s.Urgent, err = urgentOf(&v); err != nil {
+			return nil, err
+		}
 		if err := s.fromView(&v, fd); err != nil {
 			return nil, err
 		}
 		if err := h.closeSilently(fd); err != nil {
 			return nil, err
 		}
+	}
+	if !s.Kept && v.Urgent != kernelview.UrgentNone {
+		return nil, &object.Unsupported{What: "it has urgent data (MSG_OOB), and comes back as one that has ended, which cannot be checkpointed", Do: "let it read that, and dump it again", Passes: true}
 	}
 	if n := int(s.Unread + s.Sent + s.Unsent); n > 0 {
 		h.contents[s] = append(v.Unread, v.Send...)[:n]
@@ -229,8 +236,6 @@ func refuseTCP(v *kernelview.TCP, policy string, waiting uint32) error {
 		return refuse("a connect with data (TCP Fast Open) is under way")
 	case yes(v.SavedSYN):
 		return refuse("the SYN of its peer is kept for TCP_SAVED_SYN")
-	case v.Urgent:
-		return refuse("it has urgent data (MSG_OOB)")
 	case v.State == kernelview.SocketListening && waiting > 0:
 		return &object.Unsupported{What: fmt.Sprintf("%d connections wait for accept(2), which cannot be checkpointed", waiting),
 			Do: "dump when the program has accepted them, or pass --tcp drop"}
@@ -332,7 +337,7 @@ func (s *tcpState) check() error {
 	if !s.Kept {
 		s.Sent, s.Unsent = 0, 0
 	}
-	return nil
+	return s.checkUrgent()
 }
 
 // parseAddr reads the address of a socket, if it has one.

@@ -13,19 +13,23 @@ import (
 	"crpipe/engine/object"
 )
 
-// segment is one that a socket gets as if it came from its peer: the only way into a state that a FIN or its acknowledgement has
-// led to. It never leaves the machine, because its destination is an address of it.
+// segment is one that a socket gets as if it came from its peer: the only way into a state that a FIN or its acknowledgement, or urgent
+// data, has led to. It never leaves the machine, because its destination is an address of it.
 type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	window   uint16
 	fin      bool
+	urgent   bool
+	pointer  uint16 // to the urgent byte
+	data     []byte
 }
 
 const (
 	tcpHeader   = 20
 	ackFlag     = 0x10
 	finFlag     = 0x01
+	urgentFlag  = 0x20
 	injectTime  = 10 * time.Second
 	injectPause = 200 * time.Millisecond
 )
@@ -41,22 +45,28 @@ func (s *segment) packet() []byte {
 	if s.fin {
 		t[13] |= finFlag
 	}
+	if s.urgent {
+		t[13] |= urgentFlag
+		binary.BigEndian.PutUint16(t[18:], s.pointer)
+	}
 	binary.BigEndian.PutUint16(t[14:], s.window)
+	t = append(t, s.data...)
 	src, dst := s.from.Addr().AsSlice(), s.to.Addr().AsSlice()
-	pseudo := append(append(append([]byte{}, src...), dst...), 0, unix.IPPROTO_TCP, 0, tcpHeader)
+	pseudo := append(append(append([]byte{}, src...), dst...), 0, unix.IPPROTO_TCP)
+	pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(t)))
 	binary.BigEndian.PutUint16(t[16:], segmentSum(append(pseudo, t...)))
 	var h []byte
 	if s.from.Addr().Is4() {
 		h = make([]byte, ipv4Header)
 		h[0], h[8], h[9] = 0x45, 64, unix.IPPROTO_TCP
-		binary.BigEndian.PutUint16(h[2:], ipv4Header+tcpHeader)
+		binary.BigEndian.PutUint16(h[2:], ipv4Header+uint16(len(t)))
 		copy(h[12:], src)
 		copy(h[16:], dst)
 		binary.BigEndian.PutUint16(h[10:], segmentSum(h))
 	} else {
 		h = make([]byte, ipv6Header)
 		h[0], h[6], h[7] = 0x60, unix.IPPROTO_TCP, 64
-		binary.BigEndian.PutUint16(h[4:], tcpHeader)
+		binary.BigEndian.PutUint16(h[4:], uint16(len(t)))
 		copy(h[8:], src)
 		copy(h[24:], dst)
 	}
@@ -79,8 +89,16 @@ func segmentSum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// inject has the socket get a segment, and waits for the state that it leads to. What is held back lets packets with the mark pass.
+// inject has the socket get a segment, and waits for the state that it leads to.
 func (m *tcpMade) inject(t *tcpRestore, s segment, state uint8) error {
+	return m.injectUntil(t, s, func() (bool, error) {
+		now, err := stateOf(m.fd)
+		return now == state, err
+	})
+}
+
+// injectUntil has the socket get a segment, again and again until it has. What is held back lets packets with the mark pass.
+func (m *tcpMade) injectUntil(t *tcpRestore, s segment, has func() (bool, error)) error {
 	family, level, opt := unix.AF_INET, unix.IPPROTO_IP, unix.IP_HDRINCL
 	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte(s.to.Addr().AsSlice()[:4])}
 	if s.to.Addr().Is6() {
@@ -89,7 +107,7 @@ func (m *tcpMade) inject(t *tcpRestore, s segment, state uint8) error {
 	}
 	n, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if errors.Is(err, unix.EPERM) {
-		return &object.Lacking{What: "bringing a TCP connection into a state in which one end is closed", Err: err, Do: "give cr-restore CAP_NET_RAW"}
+		return &object.Lacking{What: "bringing a TCP connection into a state in which one end is closed, or urgent data waits", Err: err, Do: "give cr-restore CAP_NET_RAW"}
 	}
 	if err != nil {
 		return fmt.Errorf("making a raw socket: %w", err)
@@ -111,12 +129,8 @@ func (m *tcpMade) inject(t *tcpRestore, s segment, state uint8) error {
 			return fmt.Errorf("sending a segment to it: %w", err)
 		}
 		for end := time.Now().Add(injectPause); ; time.Sleep(time.Millisecond) {
-			now, err := stateOf(m.fd)
-			if err != nil {
+			if done, err := has(); err != nil || done {
 				return err
-			}
-			if now == state {
-				return nil
 			}
 			if time.Now().After(end) {
 				break

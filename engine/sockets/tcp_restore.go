@@ -279,15 +279,15 @@ func (m *tcpMade) repair(t *tcpRestore) error {
 		return err
 	}
 	widen(m.fd)
-	if err := m.fill(recvQueue, m.content[:s.Unread]); err != nil {
+	if err := m.fillReceive(t); err != nil {
 		return fmt.Errorf("filling its receive queue: %w", err)
 	}
-	if err := m.fill(sendQueue, m.content[s.Unread:][:s.Sent]); err != nil {
+	if err := m.fillSend(0, s.Sent); err != nil {
 		return fmt.Errorf("filling its send queue: %w", err)
 	}
 	if sent {
 		// The unsent part comes before the FIN, which can be made only in repair mode: both count as sent, and are sent again.
-		if err := m.fill(sendQueue, m.content[int(s.Unread)+int(s.Sent):]); err != nil {
+		if err := m.fillSend(s.Sent, s.Sent+s.Unsent); err != nil {
 			return fmt.Errorf("filling its send queue: %w", err)
 		}
 	}
@@ -373,13 +373,18 @@ func (m *tcpMade) window() error {
 	if s.MaxWindow == 0 && s.RcvWnd == 0 && s.SndWnd == 0 {
 		return nil // nothing is known of it
 	}
+	return m.setWindows(s.SndWl1, s.SndWnd, s.MaxWindow, s.RcvWnd, s.RcvWup)
+}
+
+// setWindows takes the fields of struct tcp_repair_window.
+func (m *tcpMade) setWindows(sndWl1, sndWnd, maxWindow, rcvWnd, rcvWup uint32) error {
 	var b []byte
-	for _, n := range []uint32{s.SndWl1, s.SndWnd, s.MaxWindow, s.RcvWnd, s.RcvWup} {
+	for _, n := range []uint32{sndWl1, sndWnd, maxWindow, rcvWnd, rcvWup} {
 		b = binary.NativeEndian.AppendUint32(b, n)
 	}
 	err := sys.Setsockopt(m.fd, unix.IPPROTO_TCP, tcpRepairWindow, b)
 	if errors.Is(err, unix.EINVAL) {
-		return object.BadImagef("windows %d of %d, %d of %d do not fit to number %d", s.SndWnd, s.SndWl1, s.RcvWnd, s.RcvWup, s.RcvNxt)
+		return object.BadImagef("windows %d of %d, %d of %d do not fit to number %d", sndWnd, sndWl1, rcvWnd, rcvWup, m.s.RcvNxt)
 	}
 	if err != nil {
 		return fmt.Errorf("repairing its windows: %w", err)
@@ -395,16 +400,30 @@ func (m *tcpMade) fill(queue int, data []byte) error {
 	if err := m.setTCP(tcpRepairQueue, queue); err != nil {
 		return err
 	}
-	if err := send(m.fd, data); err != nil {
+	if err := send(m.fd, data, 0); err != nil {
+		return err
+	}
+	return m.setTCP(tcpRepairQueue, noQueue)
+}
+
+// fillSend puts a part of the bytes to be sent into the send queue.
+func (m *tcpMade) fillSend(from, to uint32) error {
+	if from == to {
+		return nil
+	}
+	if err := m.setTCP(tcpRepairQueue, sendQueue); err != nil {
+		return err
+	}
+	if err := m.write(from, to); err != nil {
 		return err
 	}
 	return m.setTCP(tcpRepairQueue, noQueue)
 }
 
 // send writes all of it, in smaller pieces where there is not enough room for large ones.
-func send(fd int, data []byte) error {
+func send(fd int, data []byte, flags int) error {
 	for piece := 64 << 10; len(data) > 0; {
-		n, err := unix.SendmsgN(fd, data[:min(piece, len(data))], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := unix.SendmsgN(fd, data[:min(piece, len(data))], nil, nil, flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case (errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EAGAIN)) && piece > 1:
@@ -522,7 +541,7 @@ func (m *tcpMade) release() error {
 		if !finSent(s.State) {
 			// It can go nowhere yet: it waits in the queue.
 			_ = sys.Setsockopt(m.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, number(1<<29)) // else what does not fit says so
-			if err := send(m.fd, m.content[int(s.Unread)+int(s.Sent):]); err != nil {
+			if err := m.write(s.Sent, s.Sent+s.Unsent); err != nil {
 				return fmt.Errorf("filling its send queue: %w", err)
 			}
 		}

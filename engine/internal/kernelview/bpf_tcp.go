@@ -39,6 +39,8 @@ var (
 	fTcpSndWscale = want("tcp_sock.rx_opt.snd_wscale")
 	fTcpRcvWscale = want("tcp_sock.rx_opt.rcv_wscale")
 	fTcpUrgData   = want("tcp_sock.urg_data")
+	fTcpUrgSeq    = want("tcp_sock.urg_seq")
+	fTcpSndUp     = want("tcp_sock.snd_up")
 	fTcpRepair    = want("tcp_sock.repair")
 	fTcpMptcp     = want("tcp_sock.is_mptcp")
 	fTcpMD5       = want("tcp_sock.md5sig_info")
@@ -58,6 +60,12 @@ var (
 const (
 	bindAddrLock = 4
 	bindPortLock = 8
+)
+
+// The bits of urg_data (TCP_URG_VALID and TCP_URG_NOTYET of net/tcp.h).
+const (
+	urgentValid   = 0x100
+	urgentAwaited = 0x200
 )
 
 const (
@@ -145,7 +153,7 @@ func (v *bpfView) TCP(file ID) (TCP, error) {
 	l := v.l
 	for _, f := range []field{fSkLocks, fSkRtx, fSockDone, fTcpWriteSeq, fTcpSndUna, fTcpSndNxt, fTcpRcvNxt, fTcpCopied, fTcpSndWl1,
 		fTcpSndWnd, fTcpMaxWindow, fTcpRcvWnd, fTcpRcvWup, fTcpMSSClamp, fTcpUserMSS, fTcpTstampOK, fTcpSackOK, fTcpWscaleOK, fTcpSndWscale,
-		fTcpRcvWscale, fTcpUrgData, fTcpRepair, fCbSeq, fCbEndSeq, fCbFlags, fSkbRb, fSkFlags, fIcskHalf} {
+		fTcpRcvWscale, fTcpUrgData, fTcpUrgSeq, fTcpSndUp, fTcpRepair, fCbSeq, fCbEndSeq, fCbFlags, fSkbRb, fSkFlags, fIcskHalf} {
 		if !l.has(f) {
 			return TCP{}, missingTCP(f)
 		}
@@ -180,7 +188,15 @@ func (v *bpfView) TCP(file ID) (TCP, error) {
 	t.MSSClamp, t.UserMSS = uint16(u32(fTcpMSSClamp)), uint16(u32(fTcpUserMSS))
 	t.TimestampOK, t.SackOK, t.WscaleOK = u32(fTcpTstampOK) != 0, u32(fTcpSackOK) != 0, u32(fTcpWscaleOK) != 0
 	t.SndWscale, t.RcvWscale = uint8(u32(fTcpSndWscale)), uint8(u32(fTcpRcvWscale))
-	t.Urgent, t.Repair = u32(fTcpUrgData) != 0, u32(fTcpRepair) != 0
+	t.UrgentSeq, t.SndUp, t.Repair = u32(fTcpUrgSeq), u32(fTcpSndUp), u32(fTcpRepair) != 0
+	switch data := u32(fTcpUrgData); {
+	case data&urgentValid != 0:
+		t.Urgent = UrgentWaits
+	case data&urgentAwaited != 0:
+		t.Urgent = UrgentAwaited
+	case data != 0:
+		t.Urgent = UrgentRead
+	}
 	t.Subflow, t.ULP = flag(l, b, fTcpMptcp), flag(l, b, fIcskULP)
 	t.Fastopen, t.SavedSYN = flag(l, b, fTcpFastopen), flag(l, b, fTcpSavedSYN)
 	// A kernel without these has them not in its structures: there can be no key then.

@@ -32,9 +32,12 @@ type TCP struct {
 	TimestampOK, SackOK, WscaleOK             bool
 	SndWscale, RcvWscale                      uint8
 
-	// Urgent: there is urgent data that has not been passed by.
-	Urgent bool
-	Repair bool // somebody has put it into repair mode
+	// Urgent is one of Urgent*: what is with the last urgent byte (MSG_OOB) of the peer, at number UrgentSeq, as long as the reader has not
+	// passed by it. SndUp is the number behind the last own one; SndUna: there is none that is not acknowledged.
+	Urgent    uint8
+	UrgentSeq uint32
+	SndUp     uint32
+	Repair    bool // somebody has put it into repair mode
 	// BoundAddress and BoundPort say what bind(2) was told: not 0 (SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK).
 	BoundAddress, BoundPort bool
 	Done                    bool // SOCK_DONE: the end of the stream has come
@@ -47,3 +50,11 @@ type TCP struct {
 	PeekOff  Maybe[int32]
 	SavedSYN Maybe[bool] // the SYN is there still, for TCP_SAVED_SYN
 }
+
+// What TCP.Urgent may be.
+const (
+	UrgentNone    = iota
+	UrgentWaits   // it is there
+	UrgentAwaited // it has been announced
+	UrgentRead    // MSG_OOB has read it
+)

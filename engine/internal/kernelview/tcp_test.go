@@ -124,7 +124,7 @@ func TestTCP(t *testing.T) {
 		if len(a.Send) == 0 || a.SndNxt == a.WriteSeq {
 			t.Logf("nothing is unsent: %d of %d", a.SndNxt-a.SndUna, len(a.Send))
 		}
-		if !a.TimestampOK || !a.SackOK || !a.WscaleOK || a.SndWscale != b.RcvWscale || a.MSSClamp == 0 || a.Urgent || a.Repair {
+		if !a.TimestampOK || !a.SackOK || !a.WscaleOK || a.SndWscale != b.RcvWscale || a.MSSClamp == 0 || a.Urgent != UrgentNone || a.SndUp != a.SndUna || a.Repair {
 			t.Errorf("options: %+v", a)
 		}
 		for name, m := range map[string]Maybe[bool]{"subflow": a.Subflow, "ulp": a.ULP, "signed": a.Signed, "fastopen": a.Fastopen, "syn": a.SavedSYN} {
