@@ -29,10 +29,11 @@ var special = map[string]fixture{
 	"vfork":       {not: "sigstop v1"}, // neither can stop the parent: TestUninterruptible
 	"vforkthread": {not: "sigstop v1"},
 	"tcp":         {ticks: true}, // delayed acknowledgements and repetitions go on, and time stamps
+	"tcpurgent":   {ticks: true}, // as tcp
 }
 
 // own are programs that have a test of their own instead of the flavours.
-var own = map[string]bool{"ipcshared": true, "stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "storm": true, "crowd": true, "traced": true, "teller": true}
+var own = map[string]bool{"ipcshared": true, "stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "refusedsock": true, "storm": true, "crowd": true, "traced": true, "teller": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
 var later = map[string]bool{"threadtimers": true, "procshared": true}

@@ -236,6 +236,21 @@ func InNet(tid int, f func() error) error {
 	if err != nil {
 		return fmt.Errorf("opening a network namespace: %w", err)
 	}
+	return inNet(fd, f)
+}
+
+// InNetOf runs f in the network namespace of a socket, on a thread of its own.
+func InNetOf(socket int, f func() error) error {
+	const getNamespace = 0x894c // SIOCGSKNS of linux/sockios.h
+	n, err := unix.IoctlRetInt(socket, getNamespace)
+	if err != nil {
+		return fmt.Errorf("asking for the network namespace of a socket: %w", err)
+	}
+	return inNet(sys.NewFD(n), f)
+}
+
+// inNet runs f in a network namespace, whose descriptor it closes.
+func inNet(fd *sys.FD, f func() error) error {
 	defer fd.Close() //nolint:errcheck // only entered
 	return onThread(func() error {
 		if err := unix.Setns(fd.Int(), unix.CLONE_NEWNET); err != nil {

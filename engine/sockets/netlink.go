@@ -8,12 +8,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/files"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/namespaces"
 	"crpipe/engine/object"
 	"crpipe/stream"
 )
@@ -119,7 +121,7 @@ func dumpNetlink(d *object.Dumper, f *object.OpenFile) (*netlinkState, error) {
 	if st.Options, err = readOptions(fd, netlinkOptions); err != nil {
 		return nil, err
 	}
-	return st, refuseNetlink(f.Process.Leader().TID, st)
+	return st, refuseNetlink(f.Process.Leader().TID, fd, st)
 }
 
 // netlinkGroups returns the groups in which a socket is.
@@ -142,13 +144,23 @@ func netlinkGroups(fd int) ([]uint32, error) {
 }
 
 // refuseNetlink refuses a socket for whose port id the kernel keeps something.
-func refuseNetlink(pid int, s *netlinkState) error {
+func refuseNetlink(pid, fd int, s *netlinkState) error {
 	switch s.Protocol {
 	case unix.NETLINK_GENERIC:
 		if cards, err := os.ReadDir("/sys/class/ieee80211"); err == nil && len(cards) > 0 {
 			return object.Unsupportedf("a socket of generic netlink, with which it may control a wireless card, cannot be checkpointed")
 		}
 	case unix.NETLINK_NETFILTER:
+		var owner bool
+		if err := namespaces.InNetOf(fd, func() (err error) {
+			owner, err = ownsTables(s.Port)
+			return err
+		}); err != nil {
+			return err
+		}
+		if owner {
+			return object.Unsupportedf("it owns a table of nf_tables, which goes with it (NFT_TABLE_F_OWNER), which cannot be checkpointed")
+		}
 		for _, name := range []string{"nfnetlink_queue", "nfnetlink_log"} {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netfilter/%s", pid, name))
 			if errors.Is(err, os.ErrNotExist) {
@@ -165,6 +177,64 @@ func refuseNetlink(pid int, s *netlinkState) error {
 		}
 	}
 	return nil
+}
+
+// ownsTables asks nf_tables of this network namespace whether a port id owns one of its tables, which would be deleted with the socket
+// (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
+func ownsTables(port uint32) (bool, error) {
+	n, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return false, fmt.Errorf("asking nf_tables for its tables: %w", err)
+	}
+	s := sys.NewFD(n)
+	defer s.Close() //nolint:errcheck // a socket of ours
+	// struct nlmsghdr and struct nfgenmsg
+	b := binary.NativeEndian.AppendUint32(nil, unix.NLMSG_HDRLEN+4)
+	b = binary.NativeEndian.AppendUint16(b, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, unix.AF_UNSPEC, 0, 0, 0)
+	if err := unix.Sendto(n, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return false, fmt.Errorf("asking nf_tables for its tables: %w", err)
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		got, _, err := unix.Recvfrom(n, buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("asking nf_tables for its tables: %w", err)
+		}
+		all, err := syscall.ParseNetlinkMessage(buf[:got])
+		if err != nil {
+			return false, fmt.Errorf("asking nf_tables for its tables: %w", err)
+		}
+		for i := range all {
+			switch all[i].Header.Type {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR: // a kernel without nf_tables says EINVAL
+				return false, nil
+			}
+			if owner, ok := tableOwner(all[i].Data); ok && owner == port {
+				return true, nil
+			}
+		}
+	}
+}
+
+// tableOwner finds the owner in a message about a table.
+func tableOwner(b []byte) (uint32, bool) {
+	const header, owner = 4, 7 // struct nfgenmsg; NFTA_TABLE_OWNER of linux/netfilter/nf_tables.h
+	for b = b[min(header, len(b)):]; len(b) >= unix.SizeofNlAttr; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofNlAttr || size > len(b) {
+			break
+		}
+		if binary.NativeEndian.Uint16(b[2:]) == owner && size == unix.SizeofNlAttr+4 {
+			return binary.BigEndian.Uint32(b[unix.SizeofNlAttr:]), true
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return 0, false
 }
 
 func (s *netlinkState) check() error {

@@ -1,7 +1,9 @@
 package sockets
 
 import (
+	"encoding/binary"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -65,12 +67,58 @@ func TestNetlinkRefused(t *testing.T) {
 	run(t, "ip", "link", "add", "crv0", "type", "veth", "peer", "name", "crv1")
 	refusedWith(t, v, fd, "unread messages")
 	refusedWith(t, v, inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_AUDIT), "protocol 9")
+	filter := inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
+	bound(t, filter, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4242})
+	filter = again(t, v, filter)[0]
+	ownTable(t, filter)
+	refusedWith(t, v, filter, "owns a table")
+	other := inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
+	bound(t, other, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4243})
+	again(t, v, other)
+	groups := inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+	for _, g := range []int{1, 31, 32, 33, 36} { // RTNLGRP_STATS is the last of them
+		setInt(t, groups, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g)
+	}
+	if now, err := netlinkGroups(again(t, v, groups)[0]); err != nil || !slices.Equal(now, []uint32{1, 31, 32, 33, 36}) {
+		t.Errorf("groups %v, %v", now, err)
+	}
 	for i, s := range []netlinkState{{}, {Type: unix.SOCK_RAW, Protocol: 99}, {Type: unix.SOCK_RAW, Port: 1}, {Type: unix.SOCK_RAW, Groups: []uint32{0}},
 		{Type: unix.SOCK_RAW, Groups: []uint32{2, 1}}, {Type: unix.SOCK_RAW, Groups: []uint32{1 << 20}}} {
 		s.Common.Flags = unix.O_RDWR
 		if err := s.check(); err == nil {
 			t.Errorf("netlink socket %d is taken", i)
 		}
+	}
+}
+
+// ownTable has a socket make a table that goes with it.
+func ownTable(t *testing.T, fd int) {
+	t.Helper()
+	var b []byte
+	message := func(kind, flags uint16, family byte, id uint16, attrs []byte) {
+		b = binary.NativeEndian.AppendUint32(b, uint32(20+len(attrs)))
+		b = binary.NativeEndian.AppendUint16(b, kind)
+		b = binary.NativeEndian.AppendUint16(b, flags|unix.NLM_F_REQUEST)
+		b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, family, 0)
+		b = append(binary.BigEndian.AppendUint16(b, id), attrs...)
+	}
+	const ownerFlag = 2 // NFT_TABLE_F_OWNER
+	name := []byte{8, 0, unix.NFTA_TABLE_NAME, 0, 'o', 'w', 'n', 0}
+	flags := []byte{8, 0, unix.NFTA_TABLE_FLAGS, 0, 0, 0, 0, ownerFlag}
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 { // big-endian
+		name[0], name[1], name[2], name[3] = 0, 8, 0, unix.NFTA_TABLE_NAME
+		flags[0], flags[1], flags[2], flags[3] = 0, 8, 0, unix.NFTA_TABLE_FLAGS
+	}
+	message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil)
+	message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, unix.AF_INET, 0, append(name, flags...))
+	message(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil)
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil || n < 20 || binary.NativeEndian.Uint32(answer[16:]) != 0 {
+		t.Skipf("needs nf_tables with owners of tables: %v, %x", err, answer[:max(n, 0)])
 	}
 }
 
