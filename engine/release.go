@@ -104,7 +104,15 @@ func (rs *restoration) queueSignals(chosen func(*process) bool) error {
 		if p.state.Zombie || !chosen(p) {
 			continue
 		}
-		if err := p.state.Signals.MakeTimers(rs.tracer, p.threads[0].task, rs.arena.NewBatch); err != nil {
+		thread := func(tid int32) *tracee.Task {
+			for i, t := range p.threads {
+				if t.state.TID == tid || tid == 0 && i == 0 {
+					return t.task
+				}
+			}
+			return nil
+		}
+		if err := p.state.Signals.MakeTimers(rs.tracer, thread, rs.arena.NewBatch); err != nil {
 			return fmt.Errorf("process %d: %w", p.state.PID, err)
 		}
 	}

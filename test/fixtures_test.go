@@ -36,7 +36,7 @@ var special = map[string]fixture{
 var own = map[string]bool{"ipcshared": true, "stdfds": true, "quiet": true, "refused": true, "refusedtask": true, "refusedsock": true, "storm": true, "crowd": true, "traced": true, "teller": true}
 
 // later are programs whose state may be refused by name so far: it is either kept whole or the dump says no.
-var later = map[string]bool{"threadtimers": true, "procshared": true}
+var later = map[string]bool{"procshared": true}
 
 func fixtures(t *testing.T) []string {
 	t.Helper()

@@ -115,8 +115,9 @@ func compareSources(t *testing.T, j *harness.Job) {
 
 // refusedClassically are the fixtures that hold something of which the classical source does not know enough.
 var refusedClassically = map[string]bool{
-	"vfork":       true, // a parent that waits cannot be stopped, nor asked
-	"vforkthread": true,
+	"vfork":        true, // a parent that waits cannot be stopped, nor asked
+	"vforkthread":  true,
+	"threadtimers": true, // of which thread a timer counts the time
 
 	"unixsocks":   true, // what waits in sockets cannot be seen without taking it
 	"unixsenders": true, // the same

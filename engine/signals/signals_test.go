@@ -13,6 +13,7 @@ import (
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
+	"crpipe/engine/internal/tracee"
 	"crpipe/engine/object"
 )
 
@@ -198,9 +199,9 @@ func testTimerCalls(t *testing.T, high int32) {
 	timers := []Timer{
 		{ID: 5, Clock: unix.CLOCK_MONOTONIC, Signal: 34, Value: 0xfeed, Armed: true, Left: 1e15, Interval: 7},
 		{ID: 2, Clock: unix.CLOCK_BOOTTIME, Notify: sigevNone},
-		{ID: high, Clock: cpuThread, Notify: sigevThreadID, Signal: 10, Target: int32(k.Tid), Armed: true, Left: 1e12},
+		{ID: high, Clock: -2 /* the caller's CPU time, as the kernel writes it */, Notify: sigevThreadID, Signal: 10, Target: int32(k.Tid), Armed: true, Left: 1e12},
 	}
-	if err := (&Process{Timers: timers}).MakeTimers(tr, k, arena.NewBatch); err != nil {
+	if err := (&Process{Timers: timers}).MakeTimers(tr, func(int32) *tracee.Task { return k }, arena.NewBatch); err != nil {
 		t.Fatal(err)
 	}
 	b := arena.NewBatch()
@@ -244,7 +245,11 @@ func TestTimerIDTooHigh(t *testing.T) {
 	choosesIDs = func() bool { return false }
 	defer func() { choosesIDs = was }()
 	var lacking *object.Lacking
-	if err := (&Process{Timers: []Timer{{ID: mostIDs}, {ID: 3}}}).MakeTimers(nil, nil, nil); !errors.As(err, &lacking) {
+	var bad *object.BadImage
+	if err := (&Process{Timers: []Timer{{ID: 1, Of: 7}}}).MakeTimers(nil, func(int32) *tracee.Task { return nil }, nil); !errors.As(err, &bad) {
+		t.Errorf("a timer of a thread that is not there: %v", err)
+	}
+	if err := (&Process{Timers: []Timer{{ID: mostIDs}, {ID: 3}}}).MakeTimers(nil, func(int32) *tracee.Task { return new(tracee.Task) }, nil); !errors.As(err, &lacking) {
 		t.Errorf("%v", err)
 	}
 }

@@ -27,6 +27,9 @@ type Timer struct {
 	Value  uint64 `msgpack:"value,omitempty"`  // sigev_value
 	Target int32  `msgpack:"target,omitempty"` // thread of SIGEV_THREAD_ID
 
+	// Of is the thread whose CPU time Clock counts, where it is another one than the first of the process.
+	Of int32 `msgpack:"of,omitempty"`
+
 	Armed    bool  `msgpack:"armed,omitempty"`
 	Left     int64 `msgpack:"left,omitempty"`     // ns
 	Expires  int64 `msgpack:"expires,omitempty"`  // ns of CLOCK_REALTIME, where the timer was set to an absolute time of day
@@ -41,8 +44,9 @@ const (
 	sigevNone     = 1
 	sigevThreadID = 4
 
-	cpuProcess = -6 // the caller's own process and thread CPU clocks as the kernel writes them (linux/posix-timers_types.h)
-	cpuThread  = -2
+	// A clock below 0 is of CPU time: the complement of a pid, 0 for the caller, above three bits (linux/posix-timers_types.h).
+	cpuClockThread = 4 // that pid is one of a thread
+	cpuClockBits   = 3
 )
 
 func dumpItimers(p *object.Process) ([]Itimer, error) {
@@ -109,8 +113,9 @@ func dumpTimers(view kernelview.View, p *object.Process) ([]Timer, error) {
 	for _, v := range timers {
 		t := Timer{ID: v.ID, Clock: v.Clock, Notify: v.Notify, Signal: v.Signo, Value: v.Value, Armed: v.Armed, Interval: v.Interval}
 		name := fmt.Sprintf("timer %d", v.ID)
-		if v.Clock < 0 && v.Clock != cpuProcess && !(v.Clock == cpuThread && len(p.Threads) == 1) {
-			return nil, p.Error(name, object.Unsupportedf("a timer on the CPU clock of one thread among several, or of another process, cannot be checkpointed"))
+		var err error
+		if t.Of, err = clockOf(p, &v); err != nil {
+			return nil, p.Error(name, err)
 		}
 		if v.Notify == sigevThreadID {
 			for _, th := range p.Threads {
@@ -138,6 +143,34 @@ func dumpTimers(view kernelview.View, p *object.Process) ([]Timer, error) {
 		out = append(out, t)
 	}
 	return out, nil
+}
+
+// clockOf returns the thread whose CPU time a timer counts, 0 for the first of the process, or for all of it.
+func clockOf(p *object.Process, v *kernelview.PosixTimer) (int32, error) {
+	if v.Clock >= 0 {
+		return 0, nil
+	}
+	pid := int(^(v.Clock >> cpuClockBits))
+	if v.Clock&cpuClockThread == 0 {
+		if pid != 0 && pid != p.ID {
+			return 0, object.Unsupportedf("a timer on the CPU clock of process %d cannot be checkpointed", pid)
+		}
+		return 0, nil
+	}
+	tid, known := v.ClockTID.Get()
+	for i, t := range p.Threads {
+		switch {
+		case known && t.TID != tid, !known && pid != 0 && t.ID != pid, !known && pid == 0 && len(p.Threads) > 1:
+		case i == 0:
+			return 0, nil
+		default:
+			return int32(t.ID), nil
+		}
+	}
+	if !known && pid == 0 {
+		return 0, &object.Lacking{What: "the kernel view does not know of which thread a timer counts the CPU time"}
+	}
+	return 0, object.Unsupportedf("the thread whose CPU time it counts has ended")
 }
 
 func checkTimers(its []Itimer, timers []Timer) error {
@@ -179,11 +212,11 @@ func itimerCalls(b *tracee.Batch, a *arch.Arch, its []Itimer) {
 	}
 }
 
-// timerCalls makes the POSIX timers with their ids, unless MakeTimers has done so, and arms them. They go last: they tick from here.
+// timerCalls makes the POSIX timers with their ids, unless MakeTimers does so, and arms them. They go last: they tick from here.
 // stays says that the process has chosen ids itself.
 func timerCalls(b *tracee.Batch, a *arch.Arch, timers []Timer, stays bool, now func(clock int32) (int64, error)) {
 	zero := 0
-	choose := len(timers) > 0 && choosesIDs()
+	choose := len(timers) > 0 && !needMaking(timers)
 	if choose || stays {
 		b.Call(a.Sys.Prctl, prTimerCreateRestoreIDs, 1, zero, zero, zero).Note("prctl(PR_TIMER_CREATE_RESTORE_IDS)")
 	}

@@ -60,7 +60,8 @@ var netlinkOptions = []option{
 
 // keptProtocols are those of which the kernel keeps nothing for a port id.
 var keptProtocols = map[uint16]bool{unix.NETLINK_ROUTE: true, unix.NETLINK_USERSOCK: true, unix.NETLINK_SOCK_DIAG: true, unix.NETLINK_XFRM: true,
-	unix.NETLINK_FIB_LOOKUP: true, unix.NETLINK_KOBJECT_UEVENT: true, unix.NETLINK_GENERIC: true, unix.NETLINK_NETFILTER: true}
+	unix.NETLINK_FIB_LOOKUP: true, unix.NETLINK_KOBJECT_UEVENT: true, unix.NETLINK_GENERIC: true, unix.NETLINK_NETFILTER: true,
+	unix.NETLINK_AUDIT: true, unix.NETLINK_SELINUX: true, unix.NETLINK_CRYPTO: true, unix.NETLINK_SCSITRANSPORT: true}
 
 func isNetlink(s *kernelview.Socket) bool { return s.Family == unix.AF_NETLINK }
 
@@ -89,6 +90,11 @@ func dumpNetlink(d *object.Dumper, f *object.OpenFile) (*netlinkState, error) {
 	}
 	if err := refusePending(&s); err != nil {
 		return nil, err
+	}
+	if s.Protocol == unix.NETLINK_AUDIT {
+		if err := refuseAuditDaemon(d); err != nil {
+			return nil, err
+		}
 	}
 	c, err := dumpCommon(f, &s)
 	if err != nil {

@@ -163,6 +163,12 @@ func (v *bpfView) timer(addr, signal uint64, sig, b []byte, pids map[uint64][]by
 		return t, false, err
 	}
 	if t.Clock < 0 {
+		if t.Clock&cpuClockThread != 0 && l.has(fKCPUPid) {
+			t.ClockTID = Is(0)
+			if pid, _ := l.uint(b, fKCPUPid); v.taskOf(pids[pid]) != 0 {
+				t.ClockTID = Is(v.number(pids[pid]))
+			}
+		}
 		return t, true, v.cpuTimer(&t, signal, sig, b, pids)
 	}
 	return t, true, v.clockTimer(&t, b)

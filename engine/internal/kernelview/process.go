@@ -67,6 +67,9 @@ type PosixTimer struct {
 	// Target is the tid of SIGEV_THREAD_ID in the caller's pid namespace; 0 for
 	// every other Notify.
 	Target int
+	// ClockTID is the tid, in the caller's pid namespace, of the thread whose CPU time Clock counts, where it counts that of one; 0: it has
+	// ended.
+	ClockTID Maybe[int]
 
 	Interval int64 // ns
 	Armed    bool

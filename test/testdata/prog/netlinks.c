@@ -3,6 +3,7 @@
  * options. Afterwards they are the same, are told what they want to be told, and get answers.
  */
 #include "fixture.h"
+#include <linux/audit.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <sys/socket.h>
@@ -58,6 +59,17 @@ static void ask(int fd)
 	CHECK(n > (ssize_t)sizeof *h && h->nlmsg_type == RTM_NEWLINK && h->nlmsg_seq == 77, "answer of %zd bytes", n);
 }
 
+/* an answer comes to each question, if only that it may not be asked */
+static void audit_ask(int fd, unsigned seq)
+{
+	struct nlmsghdr ask = { .nlmsg_len = sizeof ask, .nlmsg_type = AUDIT_GET, .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = seq };
+	union { struct nlmsghdr h; char b[4096]; } answer;
+	if (send(fd, &ask, sizeof ask, 0) < 0)
+		return;
+	ssize_t n = recv(fd, &answer, sizeof answer, 0);
+	CHECK(n >= (ssize_t)sizeof answer.h && answer.h.nlmsg_seq == seq, "the audit system answers with %zd bytes to %u", n, answer.h.nlmsg_seq);
+}
+
 int main(int argc, char **argv)
 {
 	fx_init(argc, argv);
@@ -91,8 +103,15 @@ int main(int argc, char **argv)
 	MUST(connect(connected, (void *)&to, sizeof to));
 	int uevents = MUST(socket(AF_NETLINK, SOCK_DGRAM, NETLINK_KOBJECT_UEVENT));
 
+	/* as daemons that may have a word to say to the audit system hold one */
+	int audit = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT);
+	if (audit >= 0)
+		audit_ask(audit, 1);
+
 	fx_ready();
 	fx_wait_check();
+	if (audit >= 0)
+		audit_ask(audit, 2);
 
 	CHECK_EQ(port_of(own), a.nl_pid, "port id");
 	CHECK_EQ(get(own, NETLINK_PKTINFO), 1, "NETLINK_PKTINFO");
