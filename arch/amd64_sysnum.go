@@ -207,6 +207,7 @@ var amd64Syscalls = Syscalls{
 	IoPgeteventsTime64:   NoSyscall,
 	IoUringSetup:         425,
 	IoUringEnter:         426,
+	IoUringRegister:      427,
 	Userfaultfd:          323,
 	PerfEventOpen:        298,
 	Bpf:                  321,

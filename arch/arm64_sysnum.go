@@ -207,6 +207,7 @@ var arm64Syscalls = Syscalls{
 	IoPgeteventsTime64:   NoSyscall,
 	IoUringSetup:         425,
 	IoUringEnter:         426,
+	IoUringRegister:      427,
 	Userfaultfd:          282,
 	PerfEventOpen:        241,
 	Bpf:                  280,

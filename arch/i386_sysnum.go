@@ -207,6 +207,7 @@ var x86Syscalls = Syscalls{
 	IoPgeteventsTime64:   416,
 	IoUringSetup:         425,
 	IoUringEnter:         426,
+	IoUringRegister:      427,
 	Userfaultfd:          374,
 	PerfEventOpen:        336,
 	Bpf:                  357,

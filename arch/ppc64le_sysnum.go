@@ -207,6 +207,7 @@ var ppc64leSyscalls = Syscalls{
 	IoPgeteventsTime64:   NoSyscall,
 	IoUringSetup:         425,
 	IoUringEnter:         426,
+	IoUringRegister:      427,
 	Userfaultfd:          364,
 	PerfEventOpen:        319,
 	Bpf:                  361,

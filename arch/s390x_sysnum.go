@@ -207,6 +207,7 @@ var s390xSyscalls = Syscalls{
 	IoPgeteventsTime64:   NoSyscall,
 	IoUringSetup:         425,
 	IoUringEnter:         426,
+	IoUringRegister:      427,
 	Userfaultfd:          355,
 	PerfEventOpen:        331,
 	Bpf:                  351,

@@ -24,6 +24,7 @@ func fileKinds() []object.FileKind {
 		events.PidfdKind,
 		events.InotifyKind,
 		events.EpollKind,
+		events.URingKind,
 		sockets.UDPKind,
 		sockets.RawKind,
 		sockets.NetlinkKind,

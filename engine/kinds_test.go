@@ -137,7 +137,8 @@ type example struct {
 // classOf says what the fields that refer to objects refer to; field names are the same in all kinds where they mean the
 // same. A type of its own comes before its name.
 var classOf = map[string]string{
-	"files": "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
+	"eventfd": "file",
+	"files":   "fdtable", "fs": "fs", "sighand": "sighand", "mm": "mm", "process": "process", "exe": "mapfile", "vdso": "vdso",
 	"file": "file", "pipe": "pipe", "pty": "pty", "inode": "inode", "cwd": "file", "root": "file",
 	"removed": "directory", "removed_root": "directory", "removed_cwd": "directory",
 	"link.unix.queue.files": "file", "sender": "socket", "peer": "socket", "listener": "socket",
@@ -315,7 +316,7 @@ func zeroField(v reflect.Value) string {
 // witness names, for every kind, where real objects of it go through a dump and a restore: a fixture program, or a test
 // function of the kind's own package.
 var witness = map[stream.Type]string{
-	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c",
+	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c", "file.uring": "uring.c",
 	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"pty": "ptys.c", "file.pty": "ptys.c", "file.tty": "ptys.c", "terminal": "func TestJobOfAShell",

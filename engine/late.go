@@ -70,6 +70,102 @@ func (rs *restoration) openPidfds() error {
 	return nil
 }
 
+// makeRings makes the io_uring instances, each in the thread that it is bound to or in one that has it. Their mappings come later.
+func (rs *restoration) makeRings() error {
+	var err error
+	if rs.rings, err = events.URings(rs.r, func(tid int32) bool { return rs.threadOf(tid) != nil }); err != nil || len(rs.rings) == 0 {
+		return err
+	}
+	rs.ringMakers = map[*events.URing]*thread{}
+	for _, u := range rs.rings {
+		if rs.ringMakers[u], err = rs.ringMaker(u); err != nil {
+			return err
+		}
+	}
+	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		for _, u := range rs.rings {
+			if rs.ringMakers[u] == t {
+				u.MakeCalls(b)
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, u := range rs.rings {
+		if err := u.Made(); err != nil {
+			return err
+		}
+		if err := rs.takeMade(rs.ringMakers[u].task, []int{u.Place()}); err != nil {
+			return err
+		}
+	}
+	done := map[uint32]bool{}
+	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		if done[t.files().ID] {
+			return nil
+		}
+		done[t.files().ID] = true
+		for _, u := range rs.rings {
+			if maker := rs.ringMakers[u]; maker.files() != t.files() {
+				u.ShareCalls(b, maker.state.TID, maker.state.TID == maker.process.state.PID)
+			}
+		}
+		return nil
+	})
+}
+
+// ringMaker returns the thread that makes an instance.
+func (rs *restoration) ringMaker(u *events.URing) (*thread, error) {
+	if tid := u.Submitter(); tid != 0 {
+		return rs.threadOf(tid), nil
+	}
+	var first *thread
+	for _, p := range rs.procs {
+		for _, t := range p.threads {
+			table, err := object.State[files.TableState](rs.plan, t.files())
+			if err != nil {
+				return nil, err
+			}
+			if u.In(rs.r, table) {
+				return t, nil
+			}
+			if first == nil {
+				first = t
+			}
+		}
+	}
+	return first, nil
+}
+
+// settleRings gives the io_uring instances their contents, and registers with them what was registered.
+func (rs *restoration) settleRings() error {
+	for _, u := range rs.rings {
+		maker := rs.ringMakers[u]
+		if err := u.Settle(func(build func(*tracee.Batch)) error {
+			b := rs.arena.NewBatch()
+			build(b)
+			return rs.tracer.RunOne(maker.task, b)
+		}); err != nil {
+			return err
+		}
+	}
+	if len(rs.rings) == 0 {
+		return nil
+	}
+	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
+		for _, u := range rs.rings {
+			if rs.ringMakers[u] == t {
+				if err := u.RegisterCalls(rs.r, b); err != nil {
+					return err
+				}
+			}
+			u.PlaceCalls(b, t.state.TID)
+		}
+		return nil
+	})
+}
+
 // endHelper ends a child of the first process and has that wait for it. id is its number there.
 func (rs *restoration) endHelper(helper *tracee.Task, id int32) error {
 	b := rs.arena.NewBatch()

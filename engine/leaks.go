@@ -114,7 +114,8 @@ type holdings struct {
 	order  []kernelview.ID
 	count  map[kernelview.ID]int64
 	first  map[kernelview.ID]holding
-	shared bool // a table or an address space is used outside, too
+	rings  map[kernelview.ID]bool // those that are io_uring instances
+	shared bool                   // a table or an address space is used outside, too
 }
 
 func (h *holdings) add(id kernelview.ID, at holding) {
@@ -126,7 +127,7 @@ func (h *holdings) add(id kernelview.ID, at holding) {
 
 // countHoldings counts what the tree holds. With refuse it refuses the tables and address spaces that tasks outside use.
 func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
-	h := &holdings{count: map[kernelview.ID]int64{}, first: map[kernelview.ID]holding{}}
+	h := &holdings{count: map[kernelview.ID]int64{}, first: map[kernelview.ID]holding{}, rings: map[kernelview.ID]bool{}}
 	var threads []*object.Thread
 	var tids []int
 	for _, p := range d.Processes {
@@ -169,6 +170,7 @@ func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
 		check(p, "its descriptor table", id, t.Users)
 		for _, fd := range t.FDs {
 			h.add(fd.File.ID, holding{p, fd.FD, fmt.Sprintf("/proc/%d/fd/%d", threads[i].TID, fd.FD)})
+			h.rings[fd.File.ID] = fd.File.Kind == kernelview.KindIOUring
 		}
 	}
 	flights, err := sockets.Flights(d)
@@ -177,6 +179,9 @@ func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
 	}
 	for _, f := range flights { // messages hold them
 		h.add(f.File, holding{f.Process, f.FD, fmt.Sprintf("/proc/%d/fd/%d", f.Process.Leader().TID, f.FD)})
+	}
+	if err := h.addRings(d, tids); err != nil {
+		return nil, fmt.Errorf("counting references: %w", err)
 	}
 	for _, t := range threads {
 		p := t.Process
@@ -204,6 +209,32 @@ func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
 		}
 	}
 	return h, nil
+}
+
+// addRings counts what io_uring instances hold: threads have them registered, and they have files registered.
+func (h *holdings) addRings(d *object.Dumper, tids []int) error {
+	view, ok := d.View.(kernelview.IOUringView)
+	if !ok {
+		return nil
+	}
+	for _, id := range slices.Clone(h.order) {
+		if !h.rings[id] {
+			continue
+		}
+		u, err := view.IOUring(id, tids)
+		if err != nil {
+			return err
+		}
+		for range u.Registered {
+			h.add(id, h.first[id])
+		}
+		for _, f := range u.Files {
+			if f != 0 && h.count[f] > 0 { // one that nobody has open otherwise is refused with the instance
+				h.add(f, h.first[f])
+			}
+		}
+	}
+	return nil
 }
 
 // A leak is an open file that the outside holds, too.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
+	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/procfs"
@@ -101,7 +102,9 @@ type restoration struct {
 	sysv        sysvObjects
 	initial     initialState
 	committed   bool
-	acted       int       // acts (object.Act) that have been done
+	acted       int // acts (object.Act) that have been done
+	rings       []*events.URing
+	ringMakers  map[*events.URing]*thread
 	guard       *Guardian // nil: not needed
 }
 
@@ -369,6 +372,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err := rs.makeSysV(); err != nil {
 		return err
 	}
+	if err := rs.makeRings(); err != nil {
+		return err
+	}
 	if err := failpoint.After("restore.mapped", rs.layOut()); err != nil {
 		return err
 	}
@@ -388,6 +394,9 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	report(rs.o.Progress, "finishing", 0)
+	if err := rs.settleRings(); err != nil {
+		return err
+	}
 	if err := rs.finishSysV(); err != nil {
 		return err
 	}

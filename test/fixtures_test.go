@@ -1,11 +1,14 @@
 package test
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"crpipe/test/harness"
 )
@@ -13,9 +16,10 @@ import (
 // fixture is a program of testdata/prog and what is special about running it.
 type fixture struct {
 	args  []string
-	pidns bool   // runs only as init of a pid namespace
-	ticks bool   // its timers send signals while it is frozen: two dumps of it differ
-	not   string // flavours that by nature take away what the fixture is about, or cannot see it
+	pidns bool          // runs only as init of a pid namespace
+	ticks bool          // its timers send signals while it is frozen: two dumps of it differ
+	not   string        // flavours that by nature take away what the fixture is about, or cannot see it
+	needs func() string // why it cannot run here, "" if it can; may be nil
 }
 
 // special are the fixtures that are not run plainly; every other .c file is.
@@ -28,8 +32,30 @@ var special = map[string]fixture{
 	"continued":   {not: "sigstop"},    // a SIGSTOP ends the notice that its children have been continued
 	"vfork":       {not: "sigstop v1"}, // neither can stop the parent: TestUninterruptible
 	"vforkthread": {not: "sigstop v1"},
+	"uring":       {needs: needsIOURing},
 	"tcp":         {ticks: true}, // delayed acknowledgements and repetitions go on, and time stamps
 	"tcpurgent":   {ticks: true}, // as tcp
+}
+
+func needsIOURing() string {
+	off, err := os.ReadFile("/proc/sys/kernel/io_uring_disabled") // since Linux 6.6
+	if err == nil && string(off) == "2\n" {
+		return "needs io_uring: kernel.io_uring_disabled is 2"
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 0, 0, 0); errno == unix.ENOSYS {
+		return "needs io_uring: the kernel does not have it"
+	}
+	return ""
+}
+
+// skip skips the test of a fixture that cannot run here.
+func (f *fixture) skip(t *testing.T) {
+	t.Helper()
+	if f.needs != nil {
+		if why := f.needs(); why != "" {
+			t.Skip(why)
+		}
+	}
 }
 
 // own are programs that have a test of their own instead of the flavours.
@@ -66,6 +92,7 @@ func TestFixtures(t *testing.T) {
 
 func allFlavours(t *testing.T, name string, compat bool) {
 	fx := special[name]
+	fx.skip(t)
 	for _, f := range harness.Flavours {
 		if slices.Contains(strings.Fields(fx.not), f.Name) {
 			continue

@@ -12,7 +12,7 @@ import (
 
 // Kinds returns the kinds of open files of this family in the order of their claims, which exclude each other.
 func Kinds() []object.FileKind {
-	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, InotifyKind, EpollKind}
+	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, InotifyKind, EpollKind, URingKind}
 }
 
 // PlainKinds returns the other records of this family.

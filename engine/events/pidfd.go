@@ -89,9 +89,8 @@ func numberIn(d *object.Dumper, pid int, thread bool) int32 {
 // latePidfd is a pidfd whose place in the pool is taken by something else until its process exists.
 type latePidfd struct {
 	state   *pidfdState
-	place   int             // its number in the pool
-	watches map[int][]watch // by the pool's number of the epoll instance
-	epolls  []int           // the keys, in the order of the image
+	place   int // its number in the pool
+	watches lateWatches
 	opener  *files.TableState
 }
 
@@ -99,7 +98,7 @@ func restorePidfd(r *object.Restorer, ref stream.Ref, s *pidfdState) (int, error
 	if odd := s.Flags &^ keptFlags; odd != 0 || s.Flags&unix.O_ACCMODE != unix.O_RDWR || s.PID < 0 {
 		return -1, object.BadImagef("a pidfd of %d with flags %#o is impossible", s.PID, s.Flags)
 	}
-	r.Remember(ref, &latePidfd{state: s, watches: map[int][]watch{}})
+	r.Remember(ref, &latePidfd{state: s})
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: "/", Err: err}
@@ -132,15 +131,15 @@ func (l *latePidfd) settle(b *tracee.Batch, fd *tracee.Call) {
 
 // watchLate takes an item of the epoll instance epfd whose file does not exist yet. It returns false for any other.
 func watchLate(r *object.Restorer, epfd int, w watch) bool {
-	l, err := object.Recall[latePidfd](r, w.File)
-	if err != nil {
-		return false
+	if l, err := object.Recall[latePidfd](r, w.File); err == nil {
+		l.watches.add(epfd, w)
+		return true
 	}
-	if l.watches[epfd] == nil {
-		l.epolls = append(l.epolls, epfd)
+	if u, err := object.Recall[URing](r, w.File); err == nil {
+		u.watches.add(epfd, w)
+		return true
 	}
-	l.watches[epfd] = append(l.watches[epfd], w)
-	return true
+	return false
 }
 
 // Table is a descriptor table, and the process that makes it.
@@ -222,12 +221,7 @@ func PidfdRounds(r *object.Restorer, tables []Table, exists func(id int32, threa
 		}),
 		each(func(l *latePidfd, mine bool, b *tracee.Batch) {
 			if mine {
-				for _, epfd := range l.epolls {
-					for i := range l.watches[epfd] {
-						w := &l.watches[epfd][i]
-						w.add(b, epfd, w.Events)
-					}
-				}
+				l.watches.calls(b)
 				return
 			}
 			n := b.Sys()

@@ -60,13 +60,16 @@ func Mapped(d *object.Dumper, p *object.Process, path string, write bool) (strea
 	})
 }
 
-// Mappable says whether an object of an image is an open file that Mapped made, or one like it.
+// URingType is the type of io_uring instances, which package events keeps: the only open files of theirs that are mapped.
+const URingType stream.Type = "file.uring"
+
+// Mappable says whether an object of an image is an open file that Mapped made, one like it, or an io_uring instance.
 func Mappable(plan *object.Plan, ref stream.Ref) error {
 	o, err := plan.Lookup(ref)
 	if err != nil {
 		return err
 	}
-	if o.Type != MemfdKind.Type && o.Type != DeletedKind.Type {
+	if o.Type != MemfdKind.Type && o.Type != DeletedKind.Type && o.Type != URingType {
 		return object.BadImagef("a mapping of a %s", o.Type)
 	}
 	return nil

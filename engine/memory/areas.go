@@ -82,7 +82,7 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		return area, object.Unsupportedf("memory of hugetlbfs pages that is shared or of a file cannot be checkpointed")
 	}
 	for _, u := range unkept {
-		if v.Flags.Has(u.code) && !(huge && u.code == "de") { // which all memory of hugetlbfs has
+		if v.Flags.Has(u.code) && !(huge && u.code == "de") && !ringCode(v, u.code) { // which all memory of hugetlbfs has
 			return area, object.Unsupportedf("%s", u.what)
 		}
 	}
@@ -95,7 +95,7 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		i := slices.Index(flagCodes[:], code)
 		switch {
 		case code == "mw" && !shared: // every private mapping has it
-		case code == "de" && huge:
+		case code == "de" && huge, ringCode(v, code):
 		case i >= 0:
 			f |= 1 << i
 		case code == noCode && f&flagLocked != 0 && f&flagLockOnFault == 0 && onFaultHasNoCode():

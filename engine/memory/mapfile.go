@@ -106,6 +106,8 @@ func (m *mmDump) file(path string, v *procfs.SmapsVMA) (mapped, error) {
 		return m.addFile(fileKey{st.Dev, st.Ino, link}, &File{Path: link, Zero: true}, path)
 	case st.Mode&unix.S_IFMT == unix.S_IFCHR:
 		return mapped{}, object.Unsupportedf("character device %d:%d cannot be checkpointed", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	case link == ringLink && v != nil:
+		return m.ring(v)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return mapped{}, object.Unsupportedf("%s cannot be checkpointed", link)
 	case name == "/secretmem":

@@ -78,6 +78,8 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 			if err := s.attach(b, i, attached, keep); err != nil {
 				return err
 			}
+		} else if v.ring {
+			continue // when all else is there
 		} else if _, kept := s.kept[i]; !kept {
 			fd, err := v.descriptor(r)
 			if err != nil {
@@ -99,6 +101,9 @@ func (s *Space) Layout(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) e
 				b.Call(nr.Prctl, prSetVMA, prSetVMAAnonName, v.start, v.size(), label).Note("name of mapping %s", span(v.start, v.end))
 			}
 		}
+	}
+	if err := s.mapRings(r, b, keep); err != nil {
+		return err
 	}
 	s.policyCalls(b)
 	if names && !keepsNames() {

@@ -41,6 +41,7 @@ type area struct {
 	shm        *Shm     // these
 	seg        *Segment // four:
 	open       bool     // of is an open file
+	ring       bool     // namely an io_uring instance
 	offset     uint64
 	pageSize   uint64 // of flagHugeTLB
 	name       string
@@ -215,6 +216,9 @@ func (s *Space) add(plan *object.Plan, in *Area) error {
 		v.seg, err = object.State[Segment](plan, in.Of)
 	case "file":
 		v.open, err = true, files.Mappable(plan, in.Of)
+		if o, found := plan.Lookup(in.Of); found == nil {
+			v.ring = o.Type == files.URingType
+		}
 	default:
 		err = fmt.Errorf("it shows an object of class %q", in.Of.Class)
 	}
@@ -244,6 +248,8 @@ func (v *area) check(pageSize int) error {
 		return fmt.Errorf("a private mapping of shared memory")
 	case v.file != nil && v.shared && (v.file.Deleted || v.file.Zero):
 		return fmt.Errorf("a shared mapping of a deleted file or of a device")
+	case v.ring && !v.shared:
+		return fmt.Errorf("a private mapping of an io_uring instance")
 	case v.seg != nil && !v.shared:
 		return fmt.Errorf("a private mapping of System V shared memory")
 	case v.seg != nil && (!v.seg.Attached || v.offset+v.size() > pageCeil(v.seg.Size, pageSize)):

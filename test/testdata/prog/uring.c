@@ -1,0 +1,379 @@
+/*
+ * io_uring instances with nothing in flight: one whose ring has gone around, with unread completions and entries that were not submitted yet; one bound to a thread
+ * (IORING_SETUP_SINGLE_ISSUER, DEFER_TASKRUN) with large entries and without an array; one with more completions than requests (a multishot poll); one with fewer
+ * (IOSQE_CQE_SKIP_SUCCESS); one that is not enabled; one that a child has too, with registered files and an eventfd, watched by epoll. Registered rings of threads.
+ * Counters, entries and completions are the same, and all of them work on.
+ */
+#include "fixture.h"
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/utsname.h>
+
+#ifndef IORING_SETUP_NO_SQARRAY
+#define IORING_SETUP_NO_SQARRAY (1U << 16)
+#endif
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+
+struct ring {
+	int fd;
+	struct io_uring_params p;
+	unsigned char *rings, *sqes;
+	size_t size, sqe_size, sqe_bytes, cqe_bytes;
+	unsigned tail;      /* what the program has filled, as liburing keeps it */
+	uint64_t next;      /* user_data of the next request */
+	uint64_t seen;      /* user_data of the next completion */
+};
+
+static int kernel_since(int major, int minor)
+{
+	struct utsname u;
+	int a = 0, b = 0;
+	uname(&u);
+	sscanf(u.release, "%d.%d", &a, &b);
+	return a > major || (a == major && b >= minor);
+}
+
+#define WORD(r, off) ((unsigned *)((r)->rings + (off)))
+#define LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
+
+static int reg(int fd, unsigned op, void *arg, unsigned n) { return syscall(SYS_io_uring_register, fd, op, arg, n); }
+static int enter(int fd, unsigned submit, unsigned min, unsigned flags) { return syscall(SYS_io_uring_enter, fd, submit, min, flags, NULL, 0); }
+
+static void map_ring(struct ring *r)
+{
+	r->rings = MUST(mmap(NULL, r->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, IORING_OFF_SQ_RING));
+	r->sqes = MUST(mmap(NULL, r->sqe_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, IORING_OFF_SQES));
+}
+
+static void make(struct ring *r, unsigned entries, unsigned flags, unsigned cq)
+{
+	memset(r, 0, sizeof *r);
+	r->p.flags = flags;
+	r->p.cq_entries = cq;
+	r->fd = syscall(SYS_io_uring_setup, entries, &r->p);
+	if (r->fd < 0 && errno == EINVAL && flags & IORING_SETUP_NO_SQARRAY) { /* before Linux 6.6 */
+		make(r, entries, flags & ~IORING_SETUP_NO_SQARRAY, cq);
+		return;
+	}
+	MUST(r->fd);
+	r->sqe_bytes = flags & IORING_SETUP_SQE128 ? 128 : 64;
+	r->cqe_bytes = flags & IORING_SETUP_CQE32 ? 32 : 16;
+	r->size = r->p.cq_off.cqes + r->p.cq_entries * r->cqe_bytes;
+	if (!(flags & IORING_SETUP_NO_SQARRAY) && r->size < r->p.sq_off.array + r->p.sq_entries * 4)
+		r->size = r->p.sq_off.array + r->p.sq_entries * 4;
+	r->sqe_size = r->p.sq_entries * r->sqe_bytes;
+	map_ring(r);
+	if (!(flags & IORING_SETUP_NO_SQARRAY))
+		for (unsigned i = 0; i < r->p.sq_entries; i++)
+			WORD(r, r->p.sq_off.array)[i] = i;
+}
+
+static struct io_uring_sqe *fill(struct ring *r, int op, int fd)
+{
+	struct io_uring_sqe *s = (void *)(r->sqes + (r->tail & (r->p.sq_entries - 1)) * r->sqe_bytes);
+	memset(s, 0, r->sqe_bytes);
+	s->opcode = op;
+	s->fd = fd;
+	s->user_data = r->next++;
+	r->tail++;
+	return s;
+}
+
+/* submits all that is filled; fd is the ring or, with IORING_ENTER_REGISTERED_RING, its index */
+static void submit_by(struct ring *r, int fd, unsigned flags)
+{
+	unsigned n = r->tail - LOAD(WORD(r, r->p.sq_off.head));
+	STORE(WORD(r, r->p.sq_off.tail), r->tail);
+	int got = enter(fd, n, 0, flags | IORING_ENTER_GETEVENTS);
+	if (got != (int)n)
+		FAIL("io_uring_enter: %d (%s), want %u", got, strerror(errno), n);
+}
+static void submit(struct ring *r) { submit_by(r, r->fd, 0); }
+
+static void nops(struct ring *r, int n)
+{
+	while (n-- > 0) {
+		fill(r, IORING_OP_NOP, -1);
+		submit(r);
+	}
+}
+
+static unsigned unread(struct ring *r) { return LOAD(WORD(r, r->p.cq_off.tail)) - LOAD(WORD(r, r->p.cq_off.head)); }
+
+/* the oldest completion */
+struct done { uint64_t user_data; int res; };
+static struct done take(struct ring *r, const char *what)
+{
+	struct done c = { .user_data = -1, .res = -9999 };
+	unsigned head = LOAD(WORD(r, r->p.cq_off.head));
+	if (!unread(r)) {
+		FAIL("%s: no completion", what);
+		return c;
+	}
+	memcpy(&c, r->rings + r->p.cq_off.cqes + (head & (r->p.cq_entries - 1)) * r->cqe_bytes, 12); /* struct io_uring_cqe */
+	STORE(WORD(r, r->p.cq_off.head), head + 1);
+	return c;
+}
+
+static void reap(struct ring *r, int n, const char *what)
+{
+	while (n-- > 0) {
+		struct done c = take(r, what);
+		if (c.user_data != r->seen || c.res != 0) {
+			FAIL("%s: completion %lld with %d, want %lld", what, (long long)c.user_data, c.res, (long long)r->seen);
+			return;
+		}
+		r->seen++;
+	}
+}
+
+struct counts { unsigned sqh, sqt, cqh, cqt, dropped, overflow, flags; };
+static struct counts count(struct ring *r)
+{
+	return (struct counts){ *WORD(r, r->p.sq_off.head), *WORD(r, r->p.sq_off.tail), *WORD(r, r->p.cq_off.head), *WORD(r, r->p.cq_off.tail),
+		*WORD(r, r->p.sq_off.dropped), *WORD(r, r->p.cq_off.overflow), *WORD(r, r->p.cq_off.flags) };
+}
+static void same(struct ring *r, struct counts *was, const char *what)
+{
+	struct counts is = count(r);
+	if (memcmp(&is, was, sizeof is))
+		FAIL("%s: submission %u-%u completion %u-%u, were %u-%u and %u-%u", what, is.sqh, is.sqt, is.cqh, is.cqt, was->sqh, was->sqt, was->cqh, was->cqt);
+	CHECK_EQ(*WORD(r, r->p.sq_off.ring_mask), r->p.sq_entries - 1, what);
+	CHECK_EQ(*WORD(r, r->p.cq_off.ring_entries), r->p.cq_entries, what);
+}
+
+/* several rounds through all of a ring */
+static void works(struct ring *r, const char *what)
+{
+	for (unsigned i = 0; i < 3 * r->p.cq_entries; i++) {
+		nops(r, 1);
+		reap(r, 1, what);
+	}
+	CHECK_EQ(unread(r), 0, what);
+	while (unread(r) < r->p.cq_entries) /* and up to the last place, and no further */
+		nops(r, 1);
+	CHECK_EQ(*WORD(r, r->p.cq_off.overflow), 0, what);
+	CHECK_EQ(LOAD(WORD(r, r->p.sq_off.flags)) & IORING_SQ_CQ_OVERFLOW, 0, what);
+	reap(r, r->p.cq_entries, what);
+}
+
+static struct ring bound;
+static struct counts bound_was;
+static int set_up, go_on;
+
+static void *thread(void *arg)
+{
+	make(&bound, 4, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SQE128 | IORING_SETUP_CQE32 | IORING_SETUP_NO_SQARRAY | IORING_SETUP_CQSIZE, 32);
+	struct io_uring_rsrc_update up = { .offset = 3, .data = bound.fd };
+	if (reg(bound.fd, IORING_REGISTER_RING_FDS, &up, 1) != 1)
+		FAIL("registering a ring: %s", strerror(errno));
+	nops(&bound, 30);
+	reap(&bound, 29, "bound, before");
+	nops(&bound, 20);
+	reap(&bound, 14, "bound, before");
+	/* more completions than requests */
+	int efd = MUST(eventfd(0, EFD_CLOEXEC));
+	struct io_uring_sqe *s = fill(&bound, IORING_OP_POLL_ADD, efd);
+	s->poll32_events = POLLIN;
+	s->len = IORING_POLL_ADD_MULTI;
+	s->user_data = 7777;
+	submit(&bound);
+	for (int i = 0; i < 3; i++) {
+		MUST(eventfd_write(efd, 1));
+		enter(bound.fd, 0, 0, IORING_ENTER_GETEVENTS);
+	}
+	s = fill(&bound, IORING_OP_POLL_REMOVE, -1);
+	s->addr = 7777;
+	s->user_data = 7778;
+	submit(&bound);
+	close(efd);
+	bound_was = count(&bound);
+	STORE(&set_up, 1);
+	while (!LOAD(&go_on))
+		fx_pause_ms(2);
+	same(&bound, &bound_was, "bound");
+	reap(&bound, 7, "bound");
+	for (unsigned i = unread(&bound), n7778 = 0; i > 0; i--) {
+		struct done c = take(&bound, "bound, poll");
+		n7778 += c.user_data == 7778;
+		if (c.user_data != 7777 && c.user_data != 7778)
+			FAIL("bound: completion %lld", (long long)c.user_data);
+		if (i == 1)
+			CHECK_EQ(n7778, 1, "bound: the end of the poll");
+	}
+	bound.seen = bound.next;
+	fill(&bound, IORING_OP_NOP, -1);
+	submit_by(&bound, 3, IORING_ENTER_REGISTERED_RING);
+	reap(&bound, 1, "bound, by its registered ring");
+	works(&bound, "bound");
+	return arg;
+}
+
+static void *stranger(void *arg)
+{
+	CHECK(enter(bound.fd, 0, 0, IORING_ENTER_GETEVENTS) == -1 && errno == EEXIST, "another thread may use what is bound to one");
+	return arg;
+}
+
+int main(int argc, char **argv)
+{
+	fx_init(argc, argv);
+	struct ring plain, many, few, off, both;
+	make(&plain, 8, 0, 0);
+	nops(&plain, 13);
+	reap(&plain, 13, "plain, before");
+	for (int i = 0; i < 100; i++) {
+		nops(&plain, 1);
+		reap(&plain, 1, "plain, before");
+	}
+	nops(&plain, 9); /* unread, around the end */
+	fill(&plain, IORING_OP_NOP, -1);
+	fill(&plain, IORING_OP_NOP, -1);
+	STORE(WORD(&plain, plain.p.sq_off.tail), plain.tail); /* not submitted */
+	fill(&plain, IORING_OP_NOP, -1);                      /* not even shown */
+	MUST(fcntl(plain.fd, F_SETFL, O_NONBLOCK));
+
+	make(&many, 64, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0);
+	int efd = MUST(eventfd(0, EFD_CLOEXEC));
+	struct io_uring_sqe *s = fill(&many, IORING_OP_POLL_ADD, efd);
+	s->poll32_events = POLLIN;
+	s->len = IORING_POLL_ADD_MULTI;
+	submit(&many);
+	unsigned fired = 0;
+	for (int i = 0; i < 500; i++) {
+		MUST(eventfd_write(efd, 1));
+		enter(many.fd, 0, 0, IORING_ENTER_GETEVENTS);
+		for (; unread(&many) > 0; fired++)
+			take(&many, "many, before");
+	}
+	CHECK(fired > 100, "a multishot poll fired %u times", fired);
+	s = fill(&many, IORING_OP_POLL_REMOVE, -1);
+	submit(&many);
+	while (unread(&many))
+		take(&many, "many, before");
+	many.seen = many.next;
+	nops(&many, 2);
+
+	make(&few, 4, IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP, 0);
+	for (int i = 0; i < 21; i++) {
+		fill(&few, IORING_OP_NOP, -1)->flags = IOSQE_CQE_SKIP_SUCCESS;
+		submit(&few);
+	}
+	few.seen = few.next;
+	nops(&few, 3);
+
+	make(&off, 2, IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER, 0);
+
+	make(&both, 4, 0, 0);
+	int file = MUST(open(fx_path("data"), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+	MUST(write(file, "registered", 10));
+	int slots[5] = { -1, file, -1, efd, -1 }, registers = kernel_since(6, 13); /* before that they are refused */
+	if (registers)
+		MUST(reg(both.fd, IORING_REGISTER_FILES, slots, 5));
+	int told = MUST(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	MUST(reg(both.fd, IORING_REGISTER_EVENTFD, &told, 1));
+	int ep = MUST(epoll_create1(EPOLL_CLOEXEC));
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 42 };
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, both.fd, &ev));
+	nops(&both, 5);
+	reap(&both, 5, "both, before");
+	eventfd_t v;
+	MUST(eventfd_read(told, &v));
+	struct io_uring_rsrc_update up = { .offset = -1u, .data = both.fd };
+	CHECK_EQ(reg(both.fd, IORING_REGISTER_RING_FDS, &up, 1), 1, "registering a ring");
+	CHECK_EQ(up.offset, 0, "its index");
+
+	pthread_t t;
+	pthread_create(&t, NULL, thread, NULL);
+	while (!LOAD(&set_up))
+		fx_pause_ms(1);
+	pid_t child = MUST(fork());
+	if (!child) {
+		while (!fx_exists("check"))
+			fx_pause_ms(5);
+		while (!LOAD(WORD(&both, both.p.cq_off.tail)) || LOAD(WORD(&both, both.p.cq_off.tail)) == 5)
+			fx_pause_ms(1); /* its parent's request completes in the same memory */
+		_exit(0);
+	}
+	struct counts plain_was = count(&plain), many_was = count(&many), few_was = count(&few), off_was = count(&off), both_was = count(&both);
+	unsigned char *cqes = malloc(plain.size), *sqes = malloc(plain.sqe_size);
+	memcpy(cqes, plain.rings, plain.size);
+	memcpy(sqes, plain.sqes, plain.sqe_size);
+	fx_ready();
+	fx_wait_check();
+
+	CHECK(!memcmp(cqes, plain.rings, plain.size), "the rings differ");
+	CHECK(!memcmp(sqes, plain.sqes, plain.sqe_size), "the entries differ");
+	same(&plain, &plain_was, "plain");
+	same(&many, &many_was, "many");
+	same(&few, &few_was, "few");
+	same(&off, &off_was, "off");
+	same(&both, &both_was, "both");
+	CHECK_EQ(fcntl(plain.fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK, "flags");
+
+	reap(&plain, 9, "plain");
+	submit(&plain);
+	reap(&plain, 3, "plain, late");
+	works(&plain, "plain");
+	reap(&many, 2, "many");
+	works(&many, "many");
+	reap(&few, 3, "few");
+	works(&few, "few");
+	/* IOSQE_IO_DRAIN is for those that never skipped a completion */
+	fill(&few, IORING_OP_NOP, -1)->flags = IOSQE_IO_DRAIN;
+	submit(&few);
+	CHECK_EQ(take(&few, "few, drain").res, -EOPNOTSUPP, "few: a drain");
+	fill(&plain, IORING_OP_NOP, -1)->flags = IOSQE_IO_DRAIN;
+	submit(&plain);
+	for (int i = 0; i < 2000 && !unread(&plain); i++)
+		fx_pause_ms(1);
+	reap(&plain, 1, "plain, drain");
+
+	fill(&off, IORING_OP_NOP, -1);
+	STORE(WORD(&off, off.p.sq_off.tail), off.tail);
+	CHECK(enter(off.fd, 1, 0, 0) == -1 && errno == EBADFD, "not enabled: %s", strerror(errno));
+	MUST(reg(off.fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0));
+	submit(&off);
+	reap(&off, 1, "off");
+	works(&off, "off");
+
+	struct pollfd p = { .fd = ep, .events = POLLIN };
+	CHECK_EQ(poll(&p, 1, 0), 0, "epoll, while there is nothing");
+	char buf[32] = "";
+	s = fill(&both, IORING_OP_READ, registers ? 1 : file);
+	s->flags = registers ? IOSQE_FIXED_FILE : 0;
+	s->addr = (uintptr_t)buf;
+	s->len = sizeof buf;
+	submit_by(&both, 0, IORING_ENTER_REGISTERED_RING);
+	for (int i = 0; i < 2000 && !unread(&both); i++)
+		fx_pause_ms(1);
+	CHECK_EQ(poll(&p, 1, 0), 1, "epoll");
+	CHECK_EQ(take(&both, "a registered file").res, 10, "a registered file");
+	CHECK(!strcmp(buf, "registered"), "%s", buf);
+	both.seen++;
+	CHECK(eventfd_read(told, &v) == 0 && v == 1, "the registered eventfd: %lld", (long long)v);
+	s = fill(&both, IORING_OP_READ, 0);
+	s->flags = IOSQE_FIXED_FILE;
+	submit(&both);
+	CHECK_EQ(take(&both, "an empty place").res, -EBADF, "an empty place");
+	int status;
+	CHECK_EQ(waitpid(child, &status, 0), child, "child");
+	CHECK_EQ(status, 0, "child");
+	both.seen = both.next;
+	works(&both, "both");
+
+	pthread_t other;
+	pthread_create(&other, NULL, stranger, NULL);
+	pthread_join(other, NULL);
+	STORE(&go_on, 1);
+	pthread_join(t, NULL);
+	fx_finish();
+}
