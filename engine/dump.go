@@ -149,7 +149,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 		v.SetRemote(&remote{held: held, arch: a})
 	}
 	d := &object.Dumper{View: view, Arch: a, At: held.State().At, Kinds: fileKinds(), External: o.External, Container: o.Container, IPCNames: o.IPC,
-		TCP: o.TCP, Kill: o.Kill, Hold: hold, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }}
+		TCP: o.TCP, Kill: o.Kill, Hold: hold, Patient: o.patient, Ports: o.ports, Warn: func(format string, args ...any) { o.Warn(fmt.Sprintf(format, args...)) }, Undo: o.Guard.alsoPeek}
 	defer d.Close()
 	report(o.Progress, "looking", 0)
 	defer func() { err = errors.Join(err, sockets.Unhold(d)) }()

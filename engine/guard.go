@@ -14,6 +14,7 @@ import (
 
 	"crpipe/engine/internal/beside"
 	"crpipe/engine/internal/freezer"
+	"crpipe/engine/object"
 	"crpipe/engine/sockets"
 )
 
@@ -35,6 +36,7 @@ const (
 	cureThaw     cure = "thaw"     // let the tree go on
 	cureRefreeze cure = "refreeze" // the tree was frozen before: leave it frozen
 	cureKill     cure = "kill"     // the tree was being ended: end it
+	cureOnly     cure = "only"     // nothing but what stands beside
 )
 
 // entry is what the command writes down.
@@ -43,6 +45,8 @@ type entry struct {
 	State *freezer.State `json:"state,omitempty"`
 	// Unhold is a hold of TCP connections that is to be lifted before.
 	Unhold string `json:"unhold,omitempty"`
+	// Peek is an option of a socket that is to be set back before.
+	Peek *object.PeekOff `json:"peek,omitempty"`
 }
 
 // A Guardian is the command's side of its guard. A nil one, of an unguarded process, does nothing.
@@ -106,6 +110,21 @@ func (g *Guardian) alsoUnhold(name string) error {
 	}
 	e := g.last
 	e.Unhold = name
+	return g.tell(e)
+}
+
+// alsoPeek adds an option of a socket to what is to be undone; nil takes it away.
+func (g *Guardian) alsoPeek(p *object.PeekOff) error {
+	if g == nil {
+		return nil
+	}
+	e := g.last
+	if !g.telling {
+		e = entry{Cure: cureOnly} // as with a ticket: the tree is somebody else's
+	}
+	if e.Peek = p; p == nil && e.Cure == cureOnly {
+		e = entry{}
+	}
 	return g.tell(e)
 }
 
@@ -183,6 +202,11 @@ func runCure(e entry) error {
 		e.Unhold = ""
 		return errors.Join(unhold, runCure(e))
 	}
+	if e.Peek != nil {
+		peek := sockets.SetBack(e.Peek)
+		e.Peek = nil
+		return errors.Join(peek, runCure(e))
+	}
 	switch e.Cure {
 	case cureThaw:
 		return freezer.Thaw(e.State, freezer.ThawOptions{Partial: true})
@@ -194,7 +218,7 @@ func runCure(e entry) error {
 			return nil // all gone: that was the wish
 		}
 		return err
-	case cureNone:
+	case cureNone, cureOnly:
 		return nil
 	}
 	return fmt.Errorf("unknown cure %q", e.Cure)

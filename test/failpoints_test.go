@@ -210,6 +210,8 @@ func TestFailpoints(t *testing.T) {
 	})
 	t.Run("dump-large", func(t *testing.T) { walkLarge(t, seen) })
 	t.Run("dump-container", func(t *testing.T) { walkContainer(t, seen) })
+	t.Run("dump-flight", func(t *testing.T) { walkFlight(t, seen, false) })
+	t.Run("dump-flight-ticket", func(t *testing.T) { walkFlight(t, seen, true) })
 	t.Run("dump-kill-v2", func(t *testing.T) { walkDumpKill(t, seen, "v2") })
 	t.Run("dump-kill-tcp", func(t *testing.T) { walkTCP(t, seen) })
 	t.Run("ticket-tcp", func(t *testing.T) { walkTicketTCP(t, seen) })
@@ -321,6 +323,39 @@ func walkContainer(t *testing.T, seen walked) {
 	w.prepare = func() { _ = os.Remove(j.Image("image")) }
 	w.want = func(name string) bool { return !seen[name] }
 	w.verify = w.unharmed
+	w.all()
+	j.Finish()
+}
+
+// walkFlight has a descriptor in flight behind others, at which a dump cannot look without a change to the socket; the fixture sees one that is left.
+func walkFlight(t *testing.T, seen walked, ticket bool) {
+	j := harness.StartFixture(t, "unixsocks", harness.Options{})
+	args := []string{"-o", j.Image("image")}
+	if ticket {
+		args = append(args, "-i", j.Image("ticket"))
+	} else {
+		args = append(args, strconv.Itoa(j.Pid))
+	}
+	w := seen.new(t, j, "dump", "cr-dump", args...)
+	w.before = j.Footprint()
+	w.prepare = func() {
+		_ = os.Remove(j.Image("image"))
+		if ticket {
+			j.MustSh("cr-freeze $PID > ticket")
+		}
+	}
+	w.want = func(name string) bool { return name == "look.peek" }
+	w.verify = func(r attempt) {
+		t.Helper()
+		if w.exists("image") != (r.status == 0) {
+			t.Errorf("%v, and whether there is an image: %v", r, w.exists("image"))
+		}
+		if ticket {
+			j.MustSh("cr-thaw < ticket")
+		}
+		j.CheckUnharmed(w.before)
+		j.CheckCgroups()
+	}
 	w.all()
 	j.Finish()
 }

@@ -58,6 +58,10 @@ type Dumper struct {
 	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.
 	Patient bool
 
+	// Undo has the guard of the dump undo a change to a socket of the tree, should this process die; with nil not any more. It returns when that
+	// is in safe hands. nil: there is no guard.
+	Undo func(*PeekOff) error
+
 	// SocketOutside says of a socket whether its other end is outside of the tree; known: it can be told. nil: nothing can.
 	SocketOutside func(d *Dumper, f *OpenFile) (outside, known bool)
 

@@ -54,3 +54,11 @@ func describeSocket(f *OpenFile) string {
 	}
 	return "a socket of the address family " + name
 }
+
+// PeekOff is a change of SO_PEEK_OFF that is to be undone.
+type PeekOff struct {
+	PID int    `json:"pid"` // who has the socket, in the pid namespace of the caller
+	FD  int    `json:"fd"`
+	Ino uint64 `json:"ino"` // of the socket
+	Was int    `json:"was"` // the value before
+}

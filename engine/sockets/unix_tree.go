@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/files"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -318,7 +319,16 @@ func (t *unixTree) peek(d *object.Dumper, f *Flight, references map[kernelview.I
 		return false, err
 	}
 	m := &u.Messages[f.index]
-	got, err := peekRights(fd, u, f.index)
+	undo := func(was *int) error {
+		if d.Undo == nil {
+			return nil
+		}
+		if was == nil {
+			return d.Undo(nil)
+		}
+		return d.Undo(&object.PeekOff{PID: holders[0].Process.Leader().TID, FD: holders[0].FD, Ino: at.Stat.Ino, Was: *was})
+	}
+	got, err := peekRights(fd, u, f.index, undo)
 	if err != nil {
 		return false, err
 	}
@@ -379,8 +389,8 @@ func refuseAlone(f *kernelview.File) error {
 }
 
 // peekRights looks at the message of a number in the queue of a socket and returns duplicates of what it carries. Where there is
-// something before it SO_PEEK_OFF leads over that, and is as before when this returns.
-func peekRights(fd int, u *kernelview.Unix, index int) (out []int, err error) {
+// something before it SO_PEEK_OFF leads over that, and is as before when this returns; undo is told the value before, and then nil.
+func peekRights(fd int, u *kernelview.Unix, index int, undo func(was *int) error) (out []int, err error) {
 	before := 0
 	for i := range index {
 		before += len(u.Messages[i].Data)
@@ -395,12 +405,21 @@ func peekRights(fd int, u *kernelview.Unix, index int) (out []int, err error) {
 		}
 	}
 	if before > 0 || old >= 0 {
+		if err := undo(&old); err != nil {
+			return nil, err
+		}
+		defer func() {
+			back := os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, old))
+			if err = errors.Join(err, back); back == nil {
+				err = errors.Join(err, undo(nil))
+			}
+		}()
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, before); err != nil {
 			return nil, os.NewSyscallError("setsockopt", err)
 		}
-		defer func() {
-			err = errors.Join(err, os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEEK_OFF, old)))
-		}()
+		if err := failpoint.Hit("look.peek"); err != nil {
+			return nil, err
+		}
 	}
 	const most = 253 // SCM_MAX_FD
 	control := make([]byte, unix.CmsgSpace(4*most)+unix.CmsgSpace(unix.SizeofUcred)+1024)
@@ -425,6 +444,31 @@ func peekRights(fd int, u *kernelview.Unix, index int) (out []int, err error) {
 		}
 	}
 	return out, nil
+}
+
+// SetBack sets SO_PEEK_OFF of a socket back, if it is still there.
+func SetBack(p *object.PeekOff) error {
+	pidfd, err := sys.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("opening a pidfd of pid %d: %w", p.PID, err)
+	}
+	defer pidfd.Close() //nolint:errcheck // only used for the descriptor
+	s, err := sys.PidfdGetfd(pidfd, p.FD)
+	if errors.Is(err, unix.EBADF) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("setting SO_PEEK_OFF of fd %d of pid %d back: %w", p.FD, p.PID, err)
+	}
+	defer s.Close() //nolint:errcheck // a duplicate
+	var st unix.Stat_t
+	if err := unix.Fstat(s.Int(), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK || st.Ino != p.Ino {
+		return os.NewSyscallError("fstat", err) // another process has the number by now
+	}
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.Int(), unix.SOL_SOCKET, unix.SO_PEEK_OFF, p.Was))
 }
 
 // scmPidfd is SCM_PIDFD of linux/socket.h.

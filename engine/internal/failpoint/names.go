@@ -31,6 +31,7 @@ var Names = []string{
 	"look.checks",
 	"look.network", // packets of TCP connections are held back
 	"look.leaks",
+	"look.peek", // SO_PEEK_OFF of a socket leads over what is before a descriptor in flight
 	"look.whole",
 	"look.process",
 	"look.shared",

@@ -434,6 +434,9 @@ int main(int argc, char **argv)
 	send_to(ds, other, "answer");
 	expect_from("datagrams", db, "answer", "d.sock");
 	/* in flight */
+	len = sizeof number;
+	MUST(getsockopt(fl[1], SOL_SOCKET, SO_PEEK_OFF, &number, &len));
+	CHECK_EQ(number, -1, "SO_PEEK_OFF of a socket with descriptors in flight");
 	int k = receive("in flight", fl[1], "plainwith", fds, NULL);
 	if (k == 3) {
 		char b[20] = { 0 };
