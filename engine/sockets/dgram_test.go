@@ -22,7 +22,7 @@ var testKinds = []object.FileKind{UDPKind, RawKind, NetlinkKind, PacketKind}
 // image dumps descriptors of the calling thread, each an open file of its own.
 func image(t *testing.T, v kernelview.View, fds ...int) ([]byte, error) {
 	t.Helper()
-	p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: unix.Gettid()}}}
+	p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: leader()}}}
 	d := &object.Dumper{View: v, Kinds: testKinds, Root: p, Processes: []*object.Process{p}}
 	defer d.Close()
 	for _, fd := range fds {

@@ -36,6 +36,17 @@ func ownNetwork(t *testing.T) {
 	}
 }
 
+// leader is the thread by which a dump would know this process: the calling one, whose network namespace /proc then shows, if it has a
+// pidfd. Before Linux 6.9 only the first has.
+func leader() int {
+	fd, err := unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
+	if err != nil {
+		return os.Getpid()
+	}
+	_ = unix.Close(fd)
+	return unix.Gettid()
+}
+
 // run runs a command in the network namespace of the test.
 func run(t *testing.T, name string, args ...string) {
 	t.Helper()
@@ -70,7 +81,7 @@ func met(t *testing.T, v kernelview.View, fd int) *object.OpenFile {
 		if d.FD != fd {
 			continue
 		}
-		p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: tid}}}
+		p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: leader()}}}
 		f, err := object.Meet(p, fd, d.File)
 		if err != nil {
 			t.Fatal(err)
@@ -169,6 +180,9 @@ func TestIPOptions(t *testing.T) {
 
 func TestIPInterfaces(t *testing.T) {
 	ownNetwork(t)
+	if leader() != unix.Gettid() {
+		t.Skip("needs a pidfd of the thread whose network namespace it is (PIDFD_THREAD, Linux 6.9)")
+	}
 	v := rootView(t)
 	run(t, "ip", "link", "add", "crv0", "type", "veth", "peer", "name", "crv1")
 	run(t, "ip", "link", "set", "crv0", "up")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -120,6 +121,10 @@ func TestUsualOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, o := range all {
+			// Before Linux 6.2 only sockets of IP were made with SO_TXREHASH.
+			if before62 := o.Name == "SO_TXREHASH" && x.family != unix.AF_INET && !slices.Contains(o.Value, 1); before62 {
+				continue
+			}
 			if o.Name != "SO_SNDBUF" && o.Name != "SO_RCVBUF" {
 				t.Errorf("%s: %s is %x", x.name, o.Name, o.Value)
 			}
