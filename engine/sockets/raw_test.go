@@ -66,7 +66,7 @@ func TestNetlinkRefused(t *testing.T) {
 	bound(t, fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}) // RTNLGRP_LINK
 	run(t, "ip", "link", "add", "crv0", "type", "veth", "peer", "name", "crv1")
 	refusedWith(t, v, fd, "unread messages")
-	refusedWith(t, v, inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_AUDIT), "protocol 9")
+	refusedWith(t, v, inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_CONNECTOR), "protocol 11")
 	filter := inetSocket(t, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)
 	bound(t, filter, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: 4242})
 	filter = again(t, v, filter)[0]

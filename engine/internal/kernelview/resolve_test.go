@@ -46,6 +46,20 @@ var mayMiss = []string{
 	"skb_frag.len",
 	"skb_frag.offset",
 	"unix_sock.recvmsg_inq", // since 6.17, with SO_INQ
+	// Of io_uring:
+	"io_ring_ctx.clockid",           // since 6.12
+	"io_ring_ctx.file_table.data",   // since 6.13, as the next four
+	"io_ring_ctx.buf_table",         //
+	"io_rsrc_data.nodes",            //
+	"io_rsrc_node.tag",              //
+	"io_rsrc_node.file_ptr",         //
+	"io_ring_ctx.nr_user_files",     // until 6.12, as the next
+	"io_ring_ctx.nr_user_bufs",      //
+	"io_ring_ctx.io_bl",             // until 6.8
+	"io_ring_ctx.retry_llist.first", // since 6.13
+	"io_ring_ctx.param_region.ptr",  // since 6.14
+	"io_ring_ctx.zcrx_ctxs.xa_head", // since 6.15
+	"io_ring_ctx.nr_req_allocated",  // since 6.16
 }
 
 // either are fields of which every kernel has one: what moved.
@@ -57,6 +71,8 @@ var either = [][2]string{
 	{"file_lock.fl_type", "file_lock_core.flc_type"},
 	{"file_lock.fl_file", "file_lock_core.flc_file"},
 	{"file_lock.fl_fasync", "file_lease.fl_fasync"},
+	{"io_ring_ctx.nr_user_files", "io_ring_ctx.file_table.data"},
+	{"io_ring_ctx.nr_user_bufs", "io_ring_ctx.buf_table"},
 	{"inet_sock.ipv6_fl_list", "ipv6_pinfo.ipv6_fl_list"},
 }
 
