@@ -101,6 +101,9 @@ const maxErrorText = 64 << 10
 
 // remote decodes the metadata of an error record.
 func remote(meta []byte) (*RemoteError, error) {
+	if err := CheckMeta(meta); err != nil {
+		return nil, err
+	}
 	var s errorState
 	if err := decodeMeta(meta, &s, true); err != nil {
 		return nil, err

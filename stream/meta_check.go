@@ -51,36 +51,41 @@ const MaxDepth = 32
 // maxKey is the length limit of a map key in bytes.
 const maxKey = 255
 
-// scan finds what value begins at meta[pos] and where it ends, or where the
-// elements of an array or map begin. It checks that what the value claims fits
-// what is left of meta, without allocating. Numbers it passes over: their value
-// is for the decoder.
-func scan(meta []byte, pos int) (t token, end int, err error) {
+// scan reads the value that begins at meta[pos] into t. It returns where it ends,
+// or where the elements of an array or map begin. It checks that what the value
+// claims fits what is left of meta, without allocating.
+func scan(meta []byte, pos int, t *token) (end int, err error) {
 	if pos >= len(meta) {
-		return t, pos, fmt.Errorf("%w: it ends within a value", ErrMetadata)
+		return pos, fmt.Errorf("%w: it ends within a value", ErrMetadata)
 	}
 	c := meta[pos]
 	pos++
 	switch {
-	case c < codeFixMap || c >= codeNegFix:
-		return token{kind: kindUint}, pos, nil
+	case c < codeFixMap:
+		t.kind, t.num = kindUint, uint64(c)
+		return pos, nil
+	case c >= codeNegFix:
+		t.kind, t.num = kindInt, uint64(int64(int8(c)))
+		return pos, nil
 	case c < codeFixArray:
-		return container(meta, pos, kindMap, uint64(c&0x0f))
+		return container(meta, pos, t, kindMap, uint64(c&0x0f))
 	case c < codeFixStr:
-		return container(meta, pos, kindArray, uint64(c&0x0f))
+		return container(meta, pos, t, kindArray, uint64(c&0x0f))
 	case c < codeNil:
-		return blob(meta, pos, kindString, uint64(c&0x1f))
+		return blob(meta, pos, t, kindString, uint64(c&0x1f))
 	}
 	width := 0 // of the number after the code
 	switch c {
 	case codeNil:
-		return token{kind: kindNil}, pos, nil
+		t.kind, t.num = kindNil, 0
+		return pos, nil
 	case codeFalse, codeTrue:
-		return token{kind: kindBool}, pos, nil
+		t.kind, t.num = kindBool, uint64(c-codeFalse)
+		return pos, nil
 	case codeFixExt8:
-		return reference(meta, pos, 8)
+		return reference(meta, pos, t, 8)
 	case codeFixExt16:
-		return reference(meta, pos, 16)
+		return reference(meta, pos, t, 16)
 	case codeBin8, codeExt8, codeUint8, codeInt8, codeStr8:
 		width = 1
 	case codeBin16, codeUint16, codeInt16, codeStr16, codeArray16, codeMap16:
@@ -90,12 +95,12 @@ func scan(meta []byte, pos int) (t token, end int, err error) {
 	case codeFloat64, codeUint64, codeInt64:
 		width = 8
 	default: // 0xc1 is never used; the other extension codes cannot hold a reference
-		return t, pos, fmt.Errorf("%w: code 0x%02x is not allowed", ErrMetadata, c)
+		return pos, fmt.Errorf("%w: code 0x%02x is not allowed", ErrMetadata, c)
 	}
 	if len(meta)-pos < width {
-		return t, pos, fmt.Errorf("%w: it ends within a number", ErrMetadata)
+		return pos, fmt.Errorf("%w: it ends within a number", ErrMetadata)
 	}
-	var n uint64 // what the value claims, if it does
+	var n uint64 // what the value is, or claims
 	switch width {
 	case 1:
 		n = uint64(meta[pos])
@@ -103,75 +108,78 @@ func scan(meta []byte, pos int) (t token, end int, err error) {
 		n = uint64(binary.BigEndian.Uint16(meta[pos:]))
 	case 4:
 		n = uint64(binary.BigEndian.Uint32(meta[pos:]))
+	case 8:
+		n = binary.BigEndian.Uint64(meta[pos:])
 	}
 	pos += width
 	switch c {
-	case codeFloat32:
-		return token{kind: kindFloat32}, pos, nil
-	case codeFloat64:
-		return token{kind: kindFloat64}, pos, nil
 	case codeStr8, codeStr16, codeStr32:
-		return blob(meta, pos, kindString, n)
+		return blob(meta, pos, t, kindString, n)
 	case codeBin8, codeBin16, codeBin32:
-		return blob(meta, pos, kindBytes, n)
+		return blob(meta, pos, t, kindBytes, n)
 	case codeArray16, codeArray32:
-		return container(meta, pos, kindArray, n)
+		return container(meta, pos, t, kindArray, n)
 	case codeMap16, codeMap32:
-		return container(meta, pos, kindMap, n)
+		return container(meta, pos, t, kindMap, n)
 	case codeExt8:
-		return reference(meta, pos, n)
+		return reference(meta, pos, t, n)
+	case codeFloat32:
+		t.kind = kindFloat32
+	case codeFloat64:
+		t.kind = kindFloat64
+	case codeInt8, codeInt16, codeInt32, codeInt64:
+		unused := 64 - 8*width
+		if t.kind = kindUint; int64(n<<unused) < 0 {
+			t.kind, n = kindInt, uint64(int64(n<<unused)>>unused)
+		}
 	default:
-		return token{kind: kindUint}, pos, nil
+		t.kind = kindUint
 	}
+	t.num = n
+	return pos, nil
 }
 
-func blob(meta []byte, pos int, k kind, n uint64) (token, int, error) {
+func blob(meta []byte, pos int, t *token, k kind, n uint64) (int, error) {
 	if n > uint64(len(meta)-pos) {
-		return token{}, pos, fmt.Errorf("%w: %s claims %d bytes where %d are left", ErrMetadata, k, n, len(meta)-pos)
+		return pos, fmt.Errorf("%w: %s claims %d bytes where %d are left", ErrMetadata, k, n, len(meta)-pos)
 	}
 	end := pos + int(n)
-	return token{kind: k, data: meta[pos:end:end]}, end, nil
+	t.kind, t.data = k, meta[pos:end:end]
+	return end, nil
 }
 
 // container checks that n elements can follow: each takes a byte at least, and
 // in a map two.
-func container(meta []byte, pos int, k kind, n uint64) (token, int, error) {
+func container(meta []byte, pos int, t *token, k kind, n uint64) (int, error) {
 	least := n
 	if k == kindMap {
 		least = 2 * n
 	}
 	if least > uint64(len(meta)-pos) {
-		return token{}, pos, fmt.Errorf("%w: %s claims %d elements where %d bytes are left", ErrMetadata, k, n, len(meta)-pos)
+		return pos, fmt.Errorf("%w: %s claims %d elements where %d bytes are left", ErrMetadata, k, n, len(meta)-pos)
 	}
-	return token{kind: k, num: n}, pos, nil
+	t.kind, t.num = k, n
+	return pos, nil
 }
 
-// reference checks an extension of n bytes of content.
-func reference(meta []byte, pos int, n uint64) (token, int, error) {
+// reference checks an extension of n bytes of content. The only one there is is
+// ours.
+func reference(meta []byte, pos int, t *token, n uint64) (int, error) {
 	if n < 5 || n > 4+MaxType || n+1 > uint64(len(meta)-pos) {
-		return token{}, pos, fmt.Errorf("%w: an extension claims %d bytes where %d are left", ErrMetadata, n, len(meta)-pos)
+		return pos, fmt.Errorf("%w: an extension claims %d bytes where %d are left", ErrMetadata, n, len(meta)-pos)
+	}
+	if extension := int8(meta[pos]); extension != extRef {
+		return pos, fmt.Errorf("%w: extension type %d is unknown", ErrMetadata, extension)
 	}
 	end := pos + 1 + int(n)
-	t, err := parseRef(int8(meta[pos]), meta[pos+1:end:end])
-	return t, end, err
-}
-
-// parseRef reads the content of an extension. The only one there is is ours.
-func parseRef(extension int8, content []byte) (token, error) {
-	if extension != extRef {
-		return token{}, fmt.Errorf("%w: extension type %d is unknown", ErrMetadata, extension)
-	}
-	if len(content) < 5 {
-		return token{}, fmt.Errorf("%w: a reference of %d bytes", ErrMetadata, len(content))
-	}
-	t := token{kind: kindRef, num: uint64(binary.BigEndian.Uint32(content)), data: content[4:]}
+	t.kind, t.num, t.data = kindRef, uint64(binary.BigEndian.Uint32(meta[pos+1:])), meta[pos+5:end:end]
 	if t.num < 1 || t.num > MaxRef {
-		return token{}, fmt.Errorf("%w: reference to %d", ErrZeroRef, int32(t.num))
+		return end, fmt.Errorf("%w: reference to %d", ErrZeroRef, int32(t.num))
 	}
 	if !validClass(t.data) {
-		return token{}, fmt.Errorf("%w: reference to object %d has the class %q", ErrMetadata, t.num, t.data)
+		return end, fmt.Errorf("%w: reference to object %d has the class %q", ErrMetadata, t.num, t.data)
 	}
-	return t, nil
+	return end, nil
 }
 
 // span is a piece of a metadata block, which is at most 1 MiB.
@@ -261,7 +269,8 @@ func (c *checker) check(meta []byte, ref func(id uint32, class []byte, at span) 
 
 // value checks the value at pos, which depth arrays and maps enclose.
 func (c *checker) value(pos, depth int) (int, error) {
-	t, end, err := scan(c.meta, pos)
+	var t token
+	end, err := scan(c.meta, pos, &t)
 	if err != nil {
 		return end, err
 	}
@@ -300,7 +309,8 @@ func (c *checker) value(pos, depth int) (int, error) {
 
 // key checks the map key at pos and remembers it.
 func (c *checker) key(pos int) (int, error) {
-	t, end, err := scan(c.meta, pos)
+	var t token
+	end, err := scan(c.meta, pos, &t)
 	if err != nil {
 		return end, err
 	}

@@ -15,10 +15,15 @@ const decodeBudget = 32 << 20
 // DecodeMeta checks meta as CheckMeta does and stores it in what v points to,
 // which is set to zero first. It is as strict as Record.Decode says. Nothing
 // stored shares memory with meta. An empty array becomes a nil slice.
-func DecodeMeta(meta []byte, v any) error { return decodeMeta(meta, v, false) }
+func DecodeMeta(meta []byte, v any) error {
+	if err := CheckMeta(meta); err != nil {
+		return err
+	}
+	return decodeMeta(meta, v, false)
+}
 
-// decodeMeta is DecodeMeta; a loose one ignores fields it does not know and
-// does not miss any.
+// decodeMeta is DecodeMeta of what CheckMeta has accepted; a loose one ignores
+// fields it does not know and does not miss any.
 func decodeMeta(meta []byte, v any, loose bool) error {
 	rv := reflect.ValueOf(v)
 	if rv.Kind() != reflect.Pointer || rv.IsNil() {
@@ -26,9 +31,6 @@ func decodeMeta(meta []byte, v any, loose bool) error {
 	}
 	c, err := codecOf(rv.Type().Elem())
 	if err != nil {
-		return err
-	}
-	if err := CheckMeta(meta); err != nil {
 		return err
 	}
 	rv = rv.Elem()
@@ -62,8 +64,9 @@ func (d *decoder) decode(c *codec, v reflect.Value) error {
 	if c.form == formAny || c.form == formMap || c.form == formPointer {
 		return d.decodeIndirect(c, v)
 	}
-	t, err := d.next()
-	if err != nil {
+	var t token
+	var err error
+	if d.pos, err = scan(d.meta, d.pos, &t); err != nil {
 		return err
 	}
 	ok := false
@@ -193,9 +196,10 @@ func (d *decoder) decodeList(c *codec, v reflect.Value, n int) error {
 func (d *decoder) decodeStruct(c *codec, v reflect.Value, n int) error {
 	var seen [maxFields / 64]uint64
 	expect := 0 // our own encoder keeps the fields' order
+	var key token
+	var err error
 	for range n {
-		key, err := d.next()
-		if err != nil {
+		if d.pos, err = scan(d.meta, d.pos, &key); err != nil {
 			return err
 		}
 		i := c.field(key.data, expect)

@@ -61,7 +61,7 @@ func shortest(meta []byte) ([]byte, error) {
 	defer d.done()
 	defer encoders.Put(e)
 	e.out.b = make([]byte, 0, len(meta))
-	for d.in.pos < len(meta) {
+	for d.pos < len(meta) {
 		t, err := d.next()
 		if err == nil {
 			err = e.token(t)

@@ -2,27 +2,22 @@ package stream
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 	"sync"
 
 	"github.com/vmihailenco/msgpack/v5"
 )
 
-// This file alone knows msgpack/v5. Every value that is written or read passes
-// one of its primitives; what goes into a block and what comes out of it is
-// decided above, by the walkers over Go types and value trees, because v5's own
-// lose state without an error. In its primitives these choices matter:
-//   - Encoder: EncodeInt and EncodeUint take the shortest form whatever its
-//     flags say, EncodeInt64 and its sisters never do. EncodeBytes makes nil of a
-//     nil slice, so bytes go through EncodeBytesLen.
-//   - Decoder: each Decode takes nil for zero, DecodeUint64 takes negative
-//     numbers and DecodeFloat64 integers. So the code is looked at first
-//     (PeekCode) and the one primitive called that belongs to it.
-//   - A blob's length is v5's (DecodeBytesLen), its content is taken from the
-//     block itself. So v5 allocates for no length, be it claimed or real.
+// This file alone knows msgpack/v5, which writes: every value passes one of its
+// primitives. What goes into a block is decided above, by the walkers over Go
+// types and value trees, because v5's own lose state without an error. In its
+// primitives these choices matter: EncodeInt and EncodeUint take the shortest
+// form whatever the encoder's flags say, EncodeInt64 and its sisters never do;
+// EncodeBytes makes nil of a nil slice, so bytes go through EncodeBytesLen.
+// Reading is scan's, which has to look at every byte before any is believed; v5's
+// primitives of reading take nil for zero, integers for floats and negative
+// numbers for large ones. Tests have v5 as a witness for what is read.
 
 // kind is what a msgpack value is, whatever its encoding.
 type kind uint8
@@ -54,172 +49,44 @@ type token struct {
 
 // decoder reads a block that has been checked.
 type decoder struct {
-	dec    *msgpack.Decoder // reads from in
-	in     block
+	meta   []byte
+	pos    int
 	budget int
 	loose  bool
 }
 
-var decoders = sync.Pool{New: func() any {
-	d := new(decoder)
-	d.dec = msgpack.NewDecoder(&d.in)
-	return d
-}}
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
 
 // newDecoder returns a decoder of meta, which CheckMeta has accepted. done gives
 // it back.
 func newDecoder(meta []byte) *decoder {
 	d := decoders.Get().(*decoder) // the pool holds nothing else
-	d.in = block{meta: meta}
+	d.meta = meta
 	return d
 }
 
 func (d *decoder) done() {
-	d.in, d.budget, d.loose = block{}, 0, false
+	*d = decoder{}
 	decoders.Put(d)
 }
 
-// next reads the next value, of an array or a map only how many elements follow.
+// next reads the next value, of an array or map only how many elements follow.
 // It fails only on a block that was not checked.
-func (d *decoder) next() (token, error) {
-	c, err := d.dec.PeekCode()
-	if err != nil {
-		return token{}, unchecked(err)
-	}
-	var t token
-	var n int
-	switch {
-	case c < codeFixMap || codeUint8 <= c && c <= codeUint64:
-		t.kind = kindUint
-		t.num, err = d.dec.DecodeUint64()
-	case c >= codeNegFix || codeInt8 <= c && c <= codeInt64:
-		var signed int64
-		if signed, err = d.dec.DecodeInt64(); signed < 0 {
-			t.kind = kindInt
-		} else {
-			t.kind = kindUint
-		}
-		t.num = uint64(signed)
-	case codeFixStr <= c && c < codeNil || codeStr8 <= c && c <= codeStr32:
-		t.kind = kindString
-		if n, err = d.dec.DecodeBytesLen(); err == nil {
-			t.data, err = d.in.take(n)
-		}
-	case codeBin8 <= c && c <= codeBin32:
-		t.kind = kindBytes
-		if n, err = d.dec.DecodeBytesLen(); err == nil {
-			t.data, err = d.in.take(n)
-		}
-	case c < codeFixArray || c == codeMap16 || c == codeMap32:
-		t.kind = kindMap
-		n, err = d.dec.DecodeMapLen()
-		t.num = uint64(n)
-	case c < codeFixStr || c == codeArray16 || c == codeArray32:
-		t.kind = kindArray
-		n, err = d.dec.DecodeArrayLen()
-		t.num = uint64(n)
-	case c == codeNil:
-		err = d.dec.DecodeNil()
-	case c == codeFalse || c == codeTrue:
-		t.kind = kindBool
-		var v bool
-		if v, err = d.dec.DecodeBool(); v {
-			t.num = 1
-		}
-	case c == codeFloat32:
-		t.kind = kindFloat32
-		var v float32
-		v, err = d.dec.DecodeFloat32()
-		t.num = uint64(math.Float32bits(v))
-	case c == codeFloat64:
-		t.kind = kindFloat64
-		var v float64
-		v, err = d.dec.DecodeFloat64()
-		t.num = math.Float64bits(v)
-	default:
-		return d.ref()
-	}
-	if n < 0 { // where int has 32 bits
-		err = errBlockEnd
-	}
-	if err != nil {
-		return token{}, unchecked(err)
-	}
-	return t, nil
-}
-
-// ref reads an extension, which must be a Ref.
-func (d *decoder) ref() (token, error) {
-	id, n, err := d.dec.DecodeExtHeader()
-	if err != nil {
-		return token{}, unchecked(err)
-	}
-	content, err := d.in.take(n)
-	if err != nil {
-		return token{}, unchecked(err)
-	}
-	return parseRef(id, content)
+func (d *decoder) next() (t token, err error) {
+	d.pos, err = scan(d.meta, d.pos, &t)
+	return t, err
 }
 
 // takeNil reports whether the next value is nil, and passes over it if so.
 func (d *decoder) takeNil() (bool, error) {
-	if c, err := d.dec.PeekCode(); err != nil || c != codeNil {
-		return false, unchecked(err)
+	if d.pos >= len(d.meta) {
+		return false, fmt.Errorf("%w: it ends within a value", ErrMetadata)
 	}
-	return true, unchecked(d.dec.DecodeNil())
-}
-
-// unchecked is the error of reading a block that breaks the rules CheckMeta is
-// there for. It is no io.EOF to whoever asks.
-func unchecked(err error) error {
-	if err == nil {
-		return nil
+	if d.meta[d.pos] != codeNil {
+		return false, nil
 	}
-	return fmt.Errorf("%w: %v", ErrMetadata, err) //nolint:errorlint // see above
-}
-
-// block is a metadata block as msgpack/v5 reads it. To an io.ByteScanner it adds
-// no buffer of its own, so the next value always begins at pos.
-type block struct {
-	meta []byte
-	pos  int
-}
-
-var errBlockEnd = errors.New("it ends within a value")
-
-func (b *block) Read(p []byte) (int, error) {
-	if b.pos >= len(b.meta) {
-		return 0, io.EOF
-	}
-	n := copy(p, b.meta[b.pos:])
-	b.pos += n
-	return n, nil
-}
-
-func (b *block) ReadByte() (byte, error) {
-	if b.pos >= len(b.meta) {
-		return 0, errBlockEnd
-	}
-	b.pos++
-	return b.meta[b.pos-1], nil
-}
-
-func (b *block) UnreadByte() error {
-	if b.pos < 1 {
-		return errors.New("nothing was read")
-	}
-	b.pos--
-	return nil
-}
-
-// take returns the next n bytes as they lie in the block.
-func (b *block) take(n int) ([]byte, error) {
-	if n < 0 || n > len(b.meta)-b.pos {
-		return nil, errBlockEnd
-	}
-	from := b.pos
-	b.pos += n
-	return b.meta[from:b.pos:b.pos], nil
+	d.pos++
+	return true, nil
 }
 
 // encoder appends values to out.

@@ -213,6 +213,7 @@ func (r *Reader) checkRefs(rec *Record) error {
 	if err := r.check.check(rec.Meta, r.ref); err != nil {
 		return err
 	}
+	rec.checked = &rec.Meta[0] // a value takes a byte at least
 	if rec.Ref != 0 {
 		return r.objects.checkDefine(rec.Ref, rec.Type)
 	}

@@ -98,11 +98,14 @@ type Record struct {
 	Payload []byte // as on the wire: see Data
 	Index   uint64 // number of the record in its stream, the header being 0
 	Offset  int64  // byte offset of the record in its stream
+
+	checked *byte // the first of Meta when a Reader has checked that
 }
 
 // Clone returns a copy that shares no memory with r.
 func (r *Record) Clone() *Record {
 	c := *r
+	c.checked = nil
 	c.Meta = slices.Clone(r.Meta)
 	c.Payload = slices.Clone(r.Payload)
 	return &c
@@ -121,7 +124,11 @@ func (r *Record) Size() int64 { return int64(headSize + len(r.Meta) + len(r.Payl
 // and a null where no pointer or Ref takes it. Errors are *FormatError and wrap
 // ErrMetadata.
 func (r *Record) Decode(v any) error {
-	if err := DecodeMeta(r.Meta, v); err != nil {
+	decode := DecodeMeta
+	if len(r.Meta) > 0 && r.checked == &r.Meta[0] {
+		decode = func(meta []byte, v any) error { return decodeMeta(meta, v, false) }
+	}
+	if err := decode(r.Meta, v); err != nil {
 		return r.fail(err)
 	}
 	return nil
