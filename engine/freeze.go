@@ -23,6 +23,7 @@ type FreezeOptions struct {
 	Timeout time.Duration // 0: 10 s
 	Guard   *Guardian     // told of the freeze before it begins; may be nil
 	stopped []int         // with freezeHeld: the processes that job control stops
+	all     []int         // the same: all processes
 	view    kernelview.View
 	brief   bool // see freezer.Options
 }
@@ -183,7 +184,7 @@ func (h *treeHold) Kill() error {
 // frozen its tasks are put into a freezer, where they stay at the detach. roots are numbers in the caller's pid namespace.
 func freezeHeld(roots []int, frozen bool, o FreezeOptions) (*Ticket, error) {
 	if !frozen {
-		st, err := freezer.Describe(roots)
+		st, err := freezer.Describe(roots, o.all)
 		if err != nil {
 			return nil, err
 		}

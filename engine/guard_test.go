@@ -395,7 +395,7 @@ func (g *blocked) mustBeTidy(t *testing.T) {
 }
 
 func (g *blocked) tidy() error {
-	tree, err := freezer.Describe([]int{g.pid})
+	tree, err := freezer.Describe([]int{g.pid}, nil)
 	if err != nil {
 		return err
 	}

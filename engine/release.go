@@ -436,8 +436,9 @@ func (rs *restoration) letGo() (*Restored, error) {
 	if err := failpoint.After("restore.watches", events.StartWatches(rs.r)); err != nil {
 		return nil, err
 	}
-	var roots []int
+	var roots, pids []int
 	for _, p := range rs.procs {
+		pids = append(pids, p.task.Pid)
 		if p.state.Parent == 0 {
 			roots = append(roots, p.task.Pid)
 		}
@@ -448,7 +449,7 @@ func (rs *restoration) letGo() (*Restored, error) {
 			stopped = append(stopped, p.task.Pid)
 		}
 	}
-	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, Guard: rs.guard})
+	ticket, err := freezeHeld(roots, rs.o.Frozen, FreezeOptions{stopped: stopped, all: pids, Guard: rs.guard})
 	if err = failpoint.After("restore.described", err); err != nil {
 		return nil, err
 	}

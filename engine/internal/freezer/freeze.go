@@ -103,22 +103,26 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 }
 
 // Describe makes the state of trees that run, or that the caller holds and is
-// going to let run.
-func Describe(roots []int) (*State, error) {
-	t, err := newTree(roots)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := t.grow(nil); err != nil {
-		return nil, err
+// going to let run. pids are all their processes where the caller knows them,
+// in any order; nil: they are looked for.
+func Describe(roots, pids []int) (*State, error) {
+	if pids == nil {
+		t, err := newTree(roots)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := t.grow(nil); err != nil {
+			return nil, err
+		}
+		pids = t.live()
 	}
 	st, err := newState(WayNone)
 	if err != nil {
 		return nil, err
 	}
-	st.Roots = t.roots
+	st.Roots = roots
 	// Processes only: threads of a tree that runs come and go.
-	for _, pid := range t.live() {
+	for _, pid := range pids {
 		task, err := describeThread(pid, pid, nil)
 		if procfs.IsGone(err) {
 			continue
@@ -128,7 +132,30 @@ func Describe(roots []int) (*State, error) {
 		}
 		st.Tasks = append(st.Tasks, task)
 	}
+	st.Tasks = parentsFirst(st.Tasks)
 	return st, nil
+}
+
+// parentsFirst sorts processes: those whose parents are not among them, their
+// children, the children of these, and so on.
+func parentsFirst(all []Task) []Task {
+	in := make(map[int]bool, len(all))
+	for i := range all {
+		in[all[i].PID] = true
+	}
+	children := map[int][]Task{}
+	out := make([]Task, 0, len(all))
+	for _, t := range all {
+		if in[t.PPID] {
+			children[t.PPID] = append(children[t.PPID], t)
+		} else {
+			out = append(out, t)
+		}
+	}
+	for i := 0; i < len(out); i++ {
+		out = append(out, children[out[i].PID]...)
+	}
+	return out
 }
 
 func newState(way Way) (*State, error) {
