@@ -99,6 +99,7 @@ type restoration struct {
 
 	ownCgroupNS bool    // its tasks are in a cgroup namespace of their own
 	home        *sys.FD // the mount namespace of cr-restore, while its tracer is in another
+	contents    *bulk   // nil: contents are read when there is room for them
 	sysv        sysvObjects
 	initial     initialState
 	committed   bool
@@ -353,6 +354,12 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	report(rs.o.Progress, "making tasks", 0)
+	if rs.bank == nil { // else what it holds comes first, and must be there before the tasks
+		if err := rs.readAhead(reader, first); err != nil {
+			return err
+		}
+		defer rs.dropAhead()
+	}
 	first, err := rs.makeTree(ctx, reader, first)
 	if err = failpoint.After("restore.tree", err); err != nil {
 		return err
@@ -487,14 +494,72 @@ func (rs *restoration) makeObjects() error {
 	})
 }
 
+// bulk is the reading of contents, by a goroutine of its own.
+type bulk struct {
+	filler *memory.Filler
+	ended  chan error
+}
+
+// readAhead begins to read the contents while the tasks that they belong to are made.
+func (rs *restoration) readAhead(reader *stream.Reader, rec *stream.Record) error {
+	var all []stream.Ref
+	for ref := range rs.mapped() {
+		all = append(all, ref)
+	}
+	filler := memory.NewFiller(rs.r, rs.spaces)
+	if err := filler.Hold(all); err != nil {
+		return errors.Join(err, filler.Wait())
+	}
+	rs.contents = &bulk{filler, make(chan error, 1)}
+	go func(ended chan error) {
+		ended <- errors.Join(rs.readBulk(reader, rec, filler), filler.Wait())
+	}(rs.contents.ended)
+	return nil
+}
+
+// mapped are the address spaces that are filled, and for each a process that has it.
+func (rs *restoration) mapped() map[stream.Ref]*process {
+	all := map[stream.Ref]*process{}
+	for _, p := range rs.procs {
+		if !p.state.Zombie && all[p.state.MM] == nil {
+			all[p.state.MM] = p
+		}
+	}
+	return all
+}
+
+// dropAhead gives up what readAhead has begun, unless fill has seen its end. It does not wait for a reader who waits for input.
+func (rs *restoration) dropAhead() {
+	if rs.contents != nil {
+		rs.contents.filler.Drop()
+	}
+}
+
 // fill streams the contents of memory and files into what has been made, until the end of the stream is proved.
 func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *stream.Record) error {
 	release, err := rs.holdEnded(ctx)
 	if err != nil {
 		return err
 	}
-	filler := memory.NewFiller(rs.r, rs.spaces)
-	if err := errors.Join(rs.readBulk(reader, rec, filler), filler.Wait()); err != nil {
+	filler := (*memory.Filler)(nil)
+	if rs.contents != nil {
+		filler = rs.contents.filler
+	} else {
+		filler = memory.NewFiller(rs.r, rs.spaces)
+	}
+	err = rs.mapAll(filler)
+	switch {
+	case rs.contents == nil:
+		if err == nil {
+			err = rs.readBulk(reader, rec, filler)
+		}
+		err = errors.Join(err, filler.Wait())
+	case err == nil:
+		filler.Release()
+		err = <-rs.contents.ended
+		rs.contents = nil
+	}
+	if err != nil {
 		return err
 	}
 	if err := rs.r.Finish(); err != nil {
@@ -503,19 +568,17 @@ func (rs *restoration) fill(ctx context.Context, reader *stream.Reader, rec *str
 	return release()
 }
 
-func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {
-	mapped := map[stream.Ref]bool{}
-	for _, p := range rs.procs {
-		if !p.state.Zombie && !mapped[p.state.MM] {
-			mapped[p.state.MM] = true
-			if err := filler.Map(p.state.MM, p.task.Tid); err != nil {
-				return err
-			}
+// mapAll tells the filler which task has which address space.
+func (rs *restoration) mapAll(filler *memory.Filler) error {
+	for ref, p := range rs.mapped() {
+		if err := filler.Map(ref, p.task.Tid); err != nil {
+			return err
 		}
 	}
-	if err := rs.closeBank(filler); err != nil {
-		return err
-	}
+	return rs.closeBank(filler)
+}
+
+func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, filler *memory.Filler) error {
 	reader.SetBuffers(filler.Buffer)
 	for err := error(nil); ; rec, err = reader.Next() {
 		if errors.Is(err, io.EOF) {
@@ -539,6 +602,9 @@ func (rs *restoration) readBulk(reader *stream.Reader, rec *stream.Record, fille
 			}
 			data, err := rec.Data()
 			if err != nil {
+				return err
+			}
+			if err := filler.Await(); err != nil {
 				return err
 			}
 			if err := failpoint.After("restore.data", rs.r.Content(&d, data)); err != nil {

@@ -387,9 +387,6 @@ func (f *Filler) copyRange(to *target, mem *sys.FD, at, end uint64, skipZeros bo
 		b.dropZeros(to.space.pageSize)
 		for _, s := range b.segs {
 			pieces, err := to.space.pieces(s.addr, uint64(s.length))
-			if err == nil {
-				err = to.prepare(pieces)
-			}
 			if err != nil {
 				return err
 			}

@@ -19,8 +19,9 @@ import (
 const (
 	// fillWorkers write at the same time: the cost is in the kernel, which makes fresh pages.
 	fillWorkers = 2
-	// fillBuffers of maxPages each are in use at most. They must reach across two stripes, or only one worker works.
-	fillBuffers = 24
+	// fillBuffers of maxPages each are in use at most. They must reach across two stripes, or only one worker works; and they are
+	// what is read ahead while nothing can be written yet.
+	fillBuffers = 48
 	// A stripe of memory belongs to one worker, so that of two records with the same page the later wins, and so that a huge
 	// page is touched by one of them only.
 	stripeShift = 21
@@ -31,6 +32,9 @@ const (
 
 // Filler writes pages records into address spaces and shared memory. Put, Map, Buffer and Wait are for one goroutine; the writing
 // is done by others. An error is returned by the next Put or by Wait.
+//
+// After Hold records may be put before the memory is there: they are kept, as many as there are buffers for. Then another goroutine
+// calls Map for each address space, and Release, or Drop.
 type Filler struct {
 	r       *object.Restorer
 	spaces  map[stream.Ref]*Space
@@ -44,6 +48,7 @@ type Filler struct {
 	lent   []byte // what Buffer gave last
 	failed atomic.Pointer[error]
 	ended  bool
+	gate   chan struct{} // closed by Release and Drop; nil: there was no Hold
 }
 
 // target is where pages go: the memory of a task, or shared memory.
@@ -51,8 +56,11 @@ type target struct {
 	space  *Space
 	ranges []Range // of a bank: what may be written
 	tid    int
-	mem    *sys.FD // /proc/TID/mem, which writes where the mapping forbids it; opened when first wanted
 	shm    *shmHandle
+
+	once   sync.Once
+	mem    *sys.FD // /proc/TID/mem, which writes where the mapping forbids it; opened when first wanted
+	memErr error
 }
 
 // order is what a worker gets: jobs to be done in this order, whose data lie in one buffer.
@@ -99,7 +107,45 @@ func (f *Filler) Map(ref stream.Ref, tid int) error {
 	if space == nil {
 		return object.BadImagef("object %d is not an address space", ref.ID)
 	}
+	if t := f.targets[ref.ID]; t != nil {
+		t.tid = tid
+		return nil
+	}
 	f.targets[ref.ID] = &target{space: space, tid: tid}
+	return nil
+}
+
+// Hold has nothing written before Release. It is called before any Put. refs are the address spaces that Map will be called for.
+func (f *Filler) Hold(refs []stream.Ref) error {
+	f.gate = make(chan struct{})
+	for _, ref := range refs {
+		if err := f.Map(ref, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Release lets what was held be written: all Map calls have been made, and every object of the image is there.
+func (f *Filler) Release() { close(f.gate) }
+
+// errDropped is what Put returns after Drop.
+var errDropped = errors.New("the memory to be filled will not be made")
+
+// Drop forgets what was held.
+func (f *Filler) Drop() {
+	f.failed.CompareAndSwap(nil, &errDropped)
+	close(f.gate)
+}
+
+// Await waits for Release where there was a Hold.
+func (f *Filler) Await() error {
+	if f.gate != nil {
+		<-f.gate
+	}
+	if err := f.failed.Load(); err != nil {
+		return *err
+	}
 	return nil
 }
 
@@ -170,9 +216,6 @@ func (f *Filler) Put(rec *stream.Record) error {
 	if err != nil {
 		return object.BadImagef("%v: %w", rec, err)
 	}
-	if err := failpoint.After("restore.pages", to.prepare(pieces)); err != nil {
-		return err
-	}
 	if len(data) < smallRecord && f.gather(job{to: to, at: meta.Addr, data: data, pieces: pieces}) {
 		return nil
 	}
@@ -217,18 +260,10 @@ func (f *Filler) flush(w int) {
 	}
 }
 
-// prepare opens /proc/TID/mem where it is wanted.
-func (t *target) prepare(pieces []piece) error {
-	for _, p := range pieces {
-		if p.forced && t.mem == nil {
-			mem, err := sys.Open(procfs.Path(t.tid, "mem"), unix.O_RDWR, 0)
-			if err != nil {
-				return err
-			}
-			t.mem = mem
-		}
-	}
-	return nil
+// memory opens /proc/TID/mem, once.
+func (t *target) memory() (*sys.FD, error) {
+	t.once.Do(func() { t.mem, t.memErr = sys.Open(procfs.Path(t.tid, "mem"), unix.O_RDWR, 0) })
+	return t.mem, t.memErr
 }
 
 // target returns where contents of an object go.
@@ -238,6 +273,9 @@ func (f *Filler) target(ref stream.Ref) (*target, error) {
 	}
 	if ref.Class != string(TypeShm) && ref.Class != TypeSegment.Class() {
 		return nil, object.BadImagef("pages of object %d, which is no memory of a process", ref.ID)
+	}
+	if err := f.Await(); err != nil { // System V shared memory is made with the tasks
+		return nil, err
 	}
 	h, err := object.Recall[shmHandle](f.r, ref)
 	if err != nil {
@@ -328,8 +366,8 @@ func cut(pieces []piece, n int) (head, tail []piece) {
 func (f *Filler) work(orders chan order) {
 	defer f.done.Done()
 	for o := range orders {
-		if f.failed.Load() == nil {
-			if err := writeJobs(o.jobs); err != nil {
+		if f.Await() == nil {
+			if err := failpoint.After("restore.pages", writeJobs(o.jobs)); err != nil {
 				f.failed.CompareAndSwap(nil, &err)
 			}
 		}
@@ -387,7 +425,10 @@ func (j *job) write() error {
 	for _, p := range j.pieces {
 		var err error
 		if p.forced {
-			err = pwriteAll(j.to.mem.Int(), data[:p.length], at)
+			var mem *sys.FD
+			if mem, err = j.to.memory(); err == nil {
+				err = pwriteAll(mem.Int(), data[:p.length], at)
+			}
 		} else {
 			err = sys.Write(j.to.tid, arch.Addr(at), data[:p.length])
 		}
