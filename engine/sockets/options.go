@@ -149,20 +149,22 @@ func getPacing(fd int) ([]byte, error) {
 
 // value asks for an option; nil where this socket or this kernel has no such option.
 func (o *option) value(fd int) ([]byte, error) {
-	get := o.get
-	if get == nil {
-		get = func(fd int) ([]byte, error) {
-			b := make([]byte, maxOption)
-			if o.exact {
-				b = b[:len(o.usual)]
-			} else if o.usual == nil {
-				b = b[:4]
-			}
-			n, err := sys.Getsockopt(fd, o.level, o.opt, b)
-			return b[:min(n, len(b))], err
+	var b []byte
+	var err error
+	if o.get != nil {
+		b, err = o.get(fd)
+	} else {
+		size := maxOption
+		if o.exact {
+			size = len(o.usual)
+		} else if o.usual == nil {
+			size = 4
 		}
+		b = make([]byte, size)
+		var n int
+		n, err = sys.Getsockopt(fd, o.level, o.opt, b)
+		b = b[:min(n, len(b))]
 	}
-	b, err := get(fd)
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTCONN):
 		return nil, nil
@@ -230,6 +232,11 @@ func (o *option) apply(fd int, value []byte) error {
 	if have != nil && bytes.Equal(have, value) {
 		return nil
 	}
+	return o.assign(fd, value)
+}
+
+// assign is apply for an option that has another value.
+func (o *option) assign(fd int, value []byte) (err error) {
 	if o.set != nil {
 		err = o.set(fd, value)
 	} else {
@@ -256,8 +263,8 @@ func usualOptions(fd int, all []Option, table []option) error {
 			continue
 		}
 		have, err := o.value(fd)
-		if err == nil && have != nil { // else it has no such option
-			err = o.apply(fd, o.usual)
+		if err == nil && have != nil && !bytes.Equal(have, o.usual) { // nil: it has no such option
+			err = o.assign(fd, o.usual)
 		}
 		if err != nil {
 			return err
