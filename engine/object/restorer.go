@@ -8,6 +8,7 @@ import (
 
 	"crpipe/arch"
 	"crpipe/engine/internal/failpoint"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/internal/tracee"
 	"crpipe/stream"
 )
@@ -149,6 +150,7 @@ func (r *Restorer) OnClose(f func()) { r.onClose = append(r.onClose, f) }
 
 // MakeObjects restores, in stream order, every object whose kind does so without a task.
 func (r *Restorer) MakeObjects() error {
+	r.reserve()
 	early := r.openEarly()
 	defer early.end()
 	for i := range r.Plan.Objects {
@@ -173,6 +175,25 @@ func (r *Restorer) MakeObjects() error {
 		}
 	}
 	return nil
+}
+
+// reserve makes room for the whole pool at once: each time that the kernel doubles a table of descriptors that threads share, it waits
+// until no processor can be looking at the old one (expand_fdtable in fs/file.c), for milliseconds.
+func (r *Restorer) reserve() {
+	last := r.PoolBase
+	for i := range r.Plan.Objects {
+		if r.Plan.Objects[i].Type.Class() == "file" {
+			last++
+		}
+	}
+	fd, err := sys.Open("/", unix.O_PATH, 0)
+	if err != nil {
+		return // it is only slower
+	}
+	defer fd.Close() //nolint:errcheck // of nothing
+	if n, err := unix.FcntlInt(uintptr(fd.Int()), unix.F_DUPFD_CLOEXEC, last); err == nil {
+		_ = unix.Close(n)
+	}
 }
 
 // Late names a descriptor of the pool that the last steps need.
