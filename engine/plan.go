@@ -60,6 +60,7 @@ func leaderName(id int32, outside bool) string {
 type cgroups struct {
 	mounts []procfs.Mount
 	now    []procfs.Cgroup
+	seen   map[string]string // directories that were looked at, and what keeps processes out of them, empty for nothing
 }
 
 // ownCgroups looks, once for all, at those of the thread that all are made from; nil when it cannot, which is said.
@@ -78,7 +79,22 @@ func (rs *restoration) ownCgroups() *cgroups {
 		rs.o.Warn(fmt.Sprintf("reading the own cgroups: %v", err))
 		return nil
 	}
-	return &cgroups{mounts, now}
+	return &cgroups{mounts, now, map[string]string{}}
+}
+
+// hindrance says why a cgroup cannot be joined, empty if it can.
+func (o *cgroups) hindrance(dir string) string {
+	if why, ok := o.seen[dir]; ok {
+		return why
+	}
+	why := ""
+	if _, err := os.Stat(dir); err != nil {
+		why = "not here"
+	} else if frozenCgroup(dir) {
+		why = "frozen"
+	}
+	o.seen[dir] = why
+	return why
 }
 
 // in says whether all are in a cgroup already.
@@ -110,12 +126,8 @@ func (rs *restoration) joinCgroups(p *process, own *cgroups) {
 		if dir == "" {
 			continue
 		}
-		if _, err := os.Stat(dir); err != nil {
-			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is not here; it stays in cr-restore's", p.state.PID, dir))
-			continue
-		}
-		if frozenCgroup(dir) {
-			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is frozen; it stays in cr-restore's", p.state.PID, dir))
+		if why := own.hindrance(dir); why != "" {
+			rs.o.Warn(fmt.Sprintf("pid %d: cgroup %s is %s; it stays in cr-restore's", p.state.PID, dir, why))
 			continue
 		}
 		if err := os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(p.task.Tid)), 0); err != nil {

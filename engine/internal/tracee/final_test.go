@@ -196,16 +196,22 @@ func TestBlock(t *testing.T) {
 // TestBlockEndsEarly: a call that does not block at all has its result, and the task is usable.
 func TestBlockEndsEarly(t *testing.T) {
 	r := newRig(t, 2)
+	timespec := func(b *Batch, ns int64) *Buf {
+		return b.Data(hostOrder.AppendUint64(hostOrder.AppendUint64(nil, 0), uint64(ns)))
+	}
 	for _, tt := range []struct {
-		ns   int64
+		name string
+		call func(b *Batch) *Call
 		want int64
-	}{{0, 0}, {-1, -int64(unix.EINVAL)}} {
+	}{
+		{"ppoll for no time", func(b *Batch) *Call { return b.Call(b.Sys().Ppoll, 0, 0, timespec(b, 0), 0, 8) }, 0},
+		{"nanosleep for a negative time", func(b *Batch) *Call { return b.Call(b.Sys().Nanosleep, timespec(b, -1), 0) }, -int64(unix.EINVAL)},
+	} {
 		b := r.arena.NewBatch()
-		ts := b.Data(hostOrder.AppendUint64(hostOrder.AppendUint64(nil, 0), uint64(tt.ns)))
-		c := b.Call(b.Sys().Nanosleep, ts, 0)
+		c := tt.call(b)
 		classes, err := r.Block([]*Task{r.stub}, []*Batch{b}, stopTimeout)
 		if err != nil || classes[0] != arch.RestartNone || c.Result() != tt.want {
-			t.Errorf("nanosleep(%d ns) = %d, class %v, %v", tt.ns, c.Result(), classes[0], err)
+			t.Errorf("%s = %d, class %v, %v", tt.name, c.Result(), classes[0], err)
 		}
 		b = r.arena.NewBatch()
 		pid := b.Call(b.Sys().Getpid)

@@ -142,52 +142,66 @@ func (t *Tracer) Block(tasks []*Task, batches []*Batch, timeout time.Duration) (
 				return fmt.Errorf("starting a batch: %w", err)
 			}
 		}
+		// All are interrupted before the first is waited for: they stop at the same time.
+		asleep := make([]bool, len(jobs))
 		var errs []error
 		for i, j := range jobs {
-			class, err := t.interruptSleep(j, timeout)
+			var err error
+			classes[i] = arch.RestartNone
+			if asleep[i], err = t.awaitSleep(j, timeout); err == nil && asleep[i] {
+				if err = sys.PtraceInterrupt(j.task.Tid); err != nil {
+					err = fmt.Errorf("pid %d: stopping it: %w", j.task.Tid, err)
+				}
+			}
 			if err != nil {
+				errs, asleep[i] = append(errs, err), false
+			}
+		}
+		for i, j := range jobs {
+			if !asleep[i] {
+				continue
+			}
+			var err error
+			if classes[i], err = t.awaitInterrupted(j, timeout); err != nil {
 				errs = append(errs, err)
 			}
-			classes[i] = class
 		}
 		return errors.Join(errs...)
 	})
 	return classes, err
 }
 
-func (t *Tracer) interruptSleep(j *job, timeout time.Duration) (arch.Restart, error) {
+// awaitSleep waits until a job's last call sleeps, or until it is late: the task has to be stopped in any case; false: its batch is over.
+func (t *Tracer) awaitSleep(j *job, timeout time.Duration) (bool, error) {
 	k, part := j.task, j.parts[0].calls
 	last := part[len(part)-1]
 	deadline := time.Now().Add(timeout)
-	pause := 10 * time.Microsecond
-	for {
-		ws, ok, err := t.poll(k)
-		if err != nil {
-			return 0, err
-		}
-		if ok {
-			if ended, err := t.blockEnded(j, ws); ended || err != nil {
-				return arch.RestartNone, err
+	for pause := 10 * time.Microsecond; ; pause = min(2*pause, time.Millisecond) {
+		for {
+			ws, ok, err := t.poll(k)
+			if err != nil {
+				return false, err
 			}
-			continue
+			if !ok {
+				break
+			}
+			if ended, err := t.blockEnded(j, ws); ended || err != nil {
+				return false, err
+			}
 		}
 		asleep, err := sleepsIn(k, last.nr)
-		if err != nil {
-			return 0, err
-		}
-		if asleep {
-			break
-		}
-		if time.Now().After(deadline) {
-			break
+		if err != nil || asleep || time.Now().After(deadline) {
+			return true, err
 		}
 		time.Sleep(pause)
-		pause = min(2*pause, time.Millisecond)
 	}
-	// Also when it is late: the task has to be stopped in any case.
-	if err := sys.PtraceInterrupt(k.Tid); err != nil {
-		return 0, fmt.Errorf("pid %d: stopping it: %w", k.Tid, err)
-	}
+}
+
+// awaitInterrupted waits for the stop of a job that has been interrupted in its last call, and says how that goes on.
+func (t *Tracer) awaitInterrupted(j *job, timeout time.Duration) (arch.Restart, error) {
+	k, part := j.task, j.parts[0].calls
+	last := part[len(part)-1]
+	deadline := time.Now().Add(timeout)
 	a := last.abi(k.arena.arch)
 	var regs []byte
 	for {
