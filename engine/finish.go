@@ -143,7 +143,7 @@ func (rs *restoration) finishProcesses() error {
 		return err
 	}
 	// Or a pipe without the other end would tell its owner when we end. What letGo needs tells nobody.
-	late := rs.r.LateOf(events.TimerfdKind.Type, events.InotifyKind.Type, files.DeletedKind.Type, files.MemfdKind.Type)
+	late := rs.r.LateOf(events.TimerfdKind.Type, events.InotifyKind.Type, events.FanotifyKind.Type, files.DeletedKind.Type, files.MemfdKind.Type)
 	rs.r.CloseBut(append(late, sockets.TCPDescriptors(rs.r)...))
 	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error {
 		return files.OwnerCalls(rs.r, b, t, rs.hasTask)

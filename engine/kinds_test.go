@@ -38,7 +38,7 @@ func schemas() map[stream.Type]any {
 
 // inOrder lists the types so that what a record of one refers to comes before it.
 func inOrder() []stream.Type {
-	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "mqueue", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "pty", "socket.unix"}
+	first := []stream.Type{"ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "mqueue", "pipe", "pipe.fifo", "pipe.removed", "directory.removed", "inode", "inode.memfd", "inotify", "fanotify", "pty", "socket.unix"}
 	last := []stream.Type{"sighand", "fdtable", "fs", "mapfile", "shm", "vdso", "mm", "mm.areas", "cow", "cow.ranges", "process", "thread",
 		typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 	var middle, links []stream.Type
@@ -211,7 +211,7 @@ func (x *example) fill(t *testing.T, typ stream.Type, name string, v reflect.Val
 }
 
 // definesNothing are the records that no other refers to.
-var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", "hold.tcp", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
+var definesNothing = []stream.Type{"terminal", "ns.pid", "ns.mount", "ns.uts", "ns.net", "ns.time", "ns.cgroup", "ns.ipc", "ipc.undo", "mm.areas", "cow.ranges", "thread", "link.epoll", "link.inotify", "link.fanotify", "hold.tcp", typeTicket, typeTicketTask, object.TypePages, object.TypeData}
 
 // makeAllKinds writes one record of every type.
 func makeAllKinds(t *testing.T) []byte {
@@ -317,7 +317,7 @@ func zeroField(v reflect.Value) string {
 // function of the kind's own package.
 var witness = map[stream.Type]string{
 	"file.external": "stdfds.c", "file.eventfd": "events.c", "file.timerfd": "events.c", "file.signalfd": "events.c", "file.pidfd": "pidfds.c", "file.epoll": "events.c", "file.uring": "uring.c",
-	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
+	"epoll": "events.c", "link.epoll": "events.c", "inotify": "inotify.c", "file.inotify": "inotify.c", "link.inotify": "inotify.c", "fanotify": "fanotify.c", "file.fanotify": "fanotify.c", "link.fanotify": "fanotify.c", "file.proc": "files.c", "file.path": "files.c", "file.device": "devices.c", "file.pipe": "pipes.c",
 	"pipe": "pipes.c", "pipe.fifo": "fifos.c", "pipe.removed": "fifogone.c", "directory.removed": "removed.c", "file.directory": "files.c", "file.deleted": "deleted.c", "inode": "deleted.c", "file.regular": "files.c",
 	"pty": "ptys.c", "file.pty": "ptys.c", "file.tty": "ptys.c", "terminal": "func TestJobOfAShell",
 	"seccomp": "seccomp.c", "keyring": "taskstate.c", "fdtable": "fdtable.c", "fs": "files.c", "sighand": "sigactions.c", "process": "tree.c", "thread": "threads.c", "mm": "memory.c", "mm.areas": "memory.c",

@@ -12,12 +12,12 @@ import (
 
 // Kinds returns the kinds of open files of this family in the order of their claims, which exclude each other.
 func Kinds() []object.FileKind {
-	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, InotifyKind, EpollKind, URingKind}
+	return []object.FileKind{EventfdKind, TimerfdKind, SignalfdKind, PidfdKind, InotifyKind, FanotifyKind, EpollKind, URingKind}
 }
 
 // PlainKinds returns the other records of this family.
 func PlainKinds() []object.Kind {
-	return []object.Kind{EpollObject, EpollLink, InotifyObject, InotifyLink}
+	return []object.Kind{EpollObject, EpollLink, InotifyObject, InotifyLink, FanotifyObject, FanotifyLink}
 }
 
 // claims returns a function that claims files of one kind: by what the kernel view says of them or, where it cannot

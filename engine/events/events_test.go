@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	filestest.Main(m, map[string]func() error{"events": eventsProgram, "epoll": epollProgram, "timers": timersProgram, "pidfd": pidfdProgram,
-		"inotify": inotifyProgram, "heldinotify": heldInotifyProgram})
+		"inotify": inotifyProgram, "heldinotify": heldInotifyProgram, "fanotify": fanotifyProgram, "heldfanotify": heldFanotifyProgram})
 }
 
 type setup struct{ err error }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -223,98 +222,54 @@ func restoreWatches(r *object.Restorer, _ stream.Ref, s *inotifyWatches) error {
 			if p.at, err = files.Pin(w.Path, w.Mode); err != nil {
 				return fmt.Errorf("looking at what inotify is to watch: %w", err)
 			}
-		} else if p.fd, err = watchedFile(r, &w); err != nil {
+		} else if p.fd, err = watchedFile(r, w.File, w.Path); err != nil {
 			return err
 		}
 		m.watches = append(m.watches, p)
 	}
-	if m.root == 0 && len(m.watches) > 0 {
-		fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: "/", Err: err}
-		}
-		if m.root, err = r.Pool(fd); err != nil {
-			return err
-		}
-		r.Late(m.root)
+	if len(m.watches) == 0 {
+		return nil
 	}
-	return nil
+	return watchRoot(r, &m.root)
 }
 
 // watchedFile returns the open file that is watched. What is opened later, by a task, is no regular file yet.
-func watchedFile(r *object.Restorer, w *inotifyWatch) (int, error) {
-	fd, err := r.File(w.File)
+func watchedFile(r *object.Restorer, file stream.Ref, path string) (int, error) {
+	fd, err := r.File(file)
 	if err != nil {
 		return -1, err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return -1, fmt.Errorf("looking at what inotify is to watch: %w", err)
+		return -1, fmt.Errorf("looking at what is to be watched: %w", err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || w.Path != "" {
-		return -1, object.BadImagef("watch %d of inotify is of an open file that is not regular, or has a path too", w.WD)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || path != "" {
+		return -1, object.BadImagef("what is to be watched is an open file that is not regular, or has a path too")
 	}
 	return fd, nil
 }
 
-// StartWatches has all inotify instances of the image watch what they are to watch. It is called right before the tasks go on. It closes the
-// pool, since the last close of a file is an event too, and so is the last one that is done with it.
-func StartWatches(r *object.Restorer) (err error) {
-	all := object.All[inotifyState](r.Plan)
-	if len(all) == 0 {
-		return nil
+func (m *madeInotify) hold(r *object.Restorer, keep func(fd *int)) (err error) {
+	if m.file.IsZero() {
+		return object.BadImagef("no open file is one of the inotify instances")
 	}
-	var own []int
-	defer func() {
-		for _, fd := range own {
-			_ = unix.Close(fd) // duplicates
-		}
-	}()
-	keep := func(fd *int) {
-		n, e := unix.FcntlInt(uintptr(*fd), unix.F_DUPFD_CLOEXEC, 0)
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("duplicating a descriptor: %w", e))
-			return
-		}
-		own = append(own, n)
-		*fd = n
-	}
-	var made []*madeInotify
-	for _, o := range all {
-		m, err := object.Recall[madeInotify](r, o.Ref)
-		if err != nil {
-			return err
-		}
-		if m.file.IsZero() {
-			return object.BadImagef("no open file is the inotify instance %s", o.Ref)
-		}
-		if m.fd, err = r.File(m.file); err != nil {
-			return err
-		}
-		keep(&m.fd)
-		if len(m.watches) > 0 {
-			keep(&m.root)
-		}
-		for i := range m.watches {
-			if w := &m.watches[i]; w.at == nil {
-				keep(&w.fd)
-			}
-		}
-		made = append(made, m)
-	}
-	if err != nil {
+	if m.fd, err = r.File(m.file); err != nil {
 		return err
 	}
-	r.Close()
-	for _, m := range made {
-		if err := m.start(m.fd); err != nil {
-			return err
+	keep(&m.fd)
+	if len(m.watches) > 0 {
+		keep(&m.root)
+	}
+	for i := range m.watches {
+		if w := &m.watches[i]; w.at == nil {
+			keep(&w.fd)
 		}
 	}
 	return nil
 }
 
-func (m *madeInotify) start(fd int) error {
+func (m *madeInotify) start() error {
+	fd := m.fd
 	next := int32(1) // the number that the next watch gets by itself
 	set := func(wd int32) error {
 		if wd == next || wd == 0 {

@@ -64,6 +64,9 @@ func claimsDeleted(_ *object.Dumper, f *object.OpenFile) bool {
 }
 
 func dumpDeleted(d *object.Dumper, f *object.OpenFile) (*unnamedState, error) {
+	if err := refuseUnseen(f); err != nil {
+		return nil, err
+	}
 	dir, _ := deletedPlace(f)
 	flags, err := Flags(f)
 	if err != nil {

@@ -36,6 +36,9 @@ func dumpDirectory(d *object.Dumper, f *object.OpenFile) (*directoryState, error
 	if isOPath(f) {
 		return s, nil
 	}
+	if err = refuseUnseen(f); err != nil {
+		return nil, err
+	}
 	s.Pos, err = position(f)
 	return s, err
 }

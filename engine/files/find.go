@@ -113,6 +113,48 @@ func (f *Finder) mounted(in *Inode, names []string) []string {
 	return out
 }
 
+// Mounted returns a mount point, and what is there, of a mount that the process sees and that fits, one by which it can be reached
+// now: the root of a mount that no other one hides. "" when there is none.
+func (f *Finder) Mounted(fits func(m *procfs.Mount) bool) (string, *unix.Stat_t, error) {
+	for i := range f.mounts {
+		m := &f.mounts[i]
+		if !fits(m) {
+			continue
+		}
+		p := path.Clean(f.root + "/" + m.Point)
+		at, err := reach(f.p, p)
+		if err != nil {
+			continue
+		}
+		fd, err := sys.Open(at, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		id, is, err := MountRoot(fd.Int())
+		if err == nil {
+			err = unix.Fstat(fd.Int(), &st)
+		}
+		_ = fd.Close() // only looked at
+		if err != nil {
+			return "", nil, fmt.Errorf("looking at %s: %w", p, err)
+		}
+		if is && id == uint64(m.ID) {
+			return p, &st, nil
+		}
+	}
+	return "", nil, nil
+}
+
+// MountRoot says on which mount an open file is, and whether it is the root of that.
+func MountRoot(fd int) (id uint64, is bool, err error) {
+	var x unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &x); err != nil {
+		return 0, false, err
+	}
+	return x.Mnt_id, x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
 // byHandle asks the file system itself, which needs CAP_DAC_READ_SEARCH; it knows the names of directories, and those of
 // other files that are in use.
 func (f *Finder) byHandle(in *Inode) []string {
@@ -262,15 +304,12 @@ func Pin(path string, mode uint32) (*Pinned, error) {
 
 // Open opens it with O_PATH, beneath a descriptor of the root directory of that namespace.
 func (p *Pinned) Open(root int) (*sys.FD, error) {
-	// The way begins at root however many slashes it has (RESOLVE_IN_ROOT, Linux 5.6).
-	fd, err := unix.Openat2(root, p.path, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	f, err := p.open(root)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: p.path, Err: err}
+		return nil, err
 	}
-	f := sys.NewFD(fd)
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(f.Int(), &st); err != nil {
 		_ = f.Close()
 		return nil, &os.PathError{Op: "stat", Path: p.path, Err: err}
 	}
@@ -279,4 +318,32 @@ func (p *Pinned) Open(root int) (*sys.FD, error) {
 		return nil, fmt.Errorf("%s was replaced while it was being looked at", p.path)
 	}
 	return f, nil
+}
+
+// OpenMount is Open for a mount point. What is mounted there need not be what it was: a /proc of the tree's own pid namespace comes
+// with its tasks.
+func (p *Pinned) OpenMount(root int) (*sys.FD, error) {
+	f, err := p.open(root)
+	if err != nil {
+		return nil, err
+	}
+	_, is, err := MountRoot(f.Int())
+	if err == nil && !is {
+		err = fmt.Errorf("%s is no mount point here", p.path)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (p *Pinned) open(root int) (*sys.FD, error) {
+	// The way begins at root however many slashes it has (RESOLVE_IN_ROOT, Linux 5.6).
+	fd, err := unix.Openat2(root, p.path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: p.path, Err: err}
+	}
+	return sys.NewFD(fd), nil
 }

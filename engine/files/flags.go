@@ -103,6 +103,20 @@ func dumpFlags(f *object.OpenFile) (uint32, error) {
 	return flags, nil
 }
 
+// refuseUnseen refuses a file through which fanotify(7) has told of an event: what happens through it is no event. Opened anew, it
+// would be.
+func refuseUnseen(f *object.OpenFile) error {
+	if unseen, ok := f.View.Unseen.Get(); !ok || !unseen || f.FD < 0 || isOPath(f) {
+		return nil // through a mapping alone nothing happens; and it is of the file below on overlayfs
+	}
+	return &object.Unsupported{
+		What: "it is the file of an event of fanotify(7), whose use no watcher is told of",
+		Do:   "dump again in a moment, when the program has closed it",
+
+		Passes: true,
+	}
+}
+
 // checkFlags refuses flags in an image that would make, empty or signal anything.
 func checkFlags(flags uint32, allowed uint32) error {
 	if odd := flags &^ (allowed | largefile()); odd != 0 {

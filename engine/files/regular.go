@@ -65,6 +65,9 @@ func dumpRegular(_ *object.Dumper, f *object.OpenFile) (*regularState, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := refuseUnseen(f); err != nil {
+		return nil, err
+	}
 	flags, err := Flags(f)
 	if err != nil {
 		return nil, err

@@ -26,7 +26,6 @@ var anonymous = map[string]unkept{
 	"bpf_iter":         {"a BPF iterator", bpfAdvice},
 	"btf":              {"BTF, the types of BPF programs,", bpfAdvice},
 	"bpf-token":        {"a BPF token", bpfAdvice},
-	"fanotify":         {"a fanotify group, which watches whole mounts or decides who may open files,", "stop the watching before the dump; inotify(7) is kept"},
 	"seccomp notify":   {"the listener of a seccomp filter (SECCOMP_RET_USER_NOTIF)", "dump the processes that it supervises without the supervisor, or end it"},
 	"landlock-ruleset": {"a Landlock ruleset that is being made", "dump before or after it is enforced"},
 	"fscontext":        {"a file system that is being set up (fsopen(2), fspick(2))", "dump before or after it is mounted"},

@@ -360,6 +360,7 @@ func (v *bpfView) file(f *File, b []byte, r *fileBlocks) {
 	f.FSType = num[uint64](l, r.supers[sb], fSBMagic)
 	f.Locks = v.locks(inode, r)
 	f.Linkable = bitsSet(l, inode, fIState, factLinkable)
+	f.Unseen = unseen(l, b)
 	f.WriteHint = num[uint8](l, inode, fIHint)
 
 	opAddr, _ := l.uint(b, fFOp)
@@ -442,6 +443,15 @@ func (v *bpfView) owner(b []byte, r *fileBlocks) Maybe[Owner] {
 		o.PID = r.pids[pid]
 	}
 	return Is(o)
+}
+
+// unseen says whether nobody who watches the inode is told of what happens through a file.
+func unseen(l *layout, file []byte) Maybe[bool] {
+	mode, ok := l.uint(file, fFMode)
+	if !ok || !l.facts[factUnseen].known {
+		return Maybe[bool]{}
+	}
+	return Is(mode&l.facts[factUnseenMask].value == l.facts[factUnseen].value)
 }
 
 // locks tells whether one of the three lists of an inode's locks holds one: an

@@ -27,7 +27,7 @@ func (v *bpfView) calibrate() (complete bool) {
 	for _, part := range []func(*calibration) error{
 		(*calibration).task, (*calibration).space, (*calibration).mdwe,
 		(*calibration).mdweNoInherit, (*calibration).onFault, (*calibration).speculation,
-		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas, (*calibration).tmpfiles,
+		(*calibration).stops, (*calibration).futexes, (*calibration).pipes, (*calibration).areas, (*calibration).tmpfiles, (*calibration).unseen,
 		(*calibration).registers, (*calibration).queues,
 		(*calibration).landlock,
 	} {

@@ -24,5 +24,14 @@ func (v *classicalView) Inotify(id ID) (Inotify, error) {
 	return Inotify{Queued: (n + unix.SizeofInotifyEvent - 1) / unix.SizeofInotifyEvent}, nil
 }
 
+// Fanotify implements View. Nothing outside of the kernel's memory tells who waits for an answer, or with which rights a group was made.
+func (v *classicalView) Fanotify(id ID) (Fanotify, error) {
+	if _, err := v.held(id, KindFanotify); err != nil {
+		return Fanotify{}, err
+	}
+	return Fanotify{}, &MissingError{What: "the state of fanotify groups, which only the kernel's memory tells",
+		Fix: "run as root on a kernel with BTF"}
+}
+
 // Lease implements View: nothing outside of the kernel's memory tells the number.
 func (v *classicalView) Lease(ID) (Maybe[int32], error) { return Maybe[int32]{}, nil }

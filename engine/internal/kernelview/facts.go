@@ -46,6 +46,8 @@ const (
 	factLandlock                       // where in cred.security the part of Landlock begins
 	factTHPAdvised                     // mm_struct.flags: PR_THP_DISABLE_EXCEPT_ADVISED
 	factCPUIDFaults                    // thread_info.flags: TIF_NOCPUID
+	factUnseenMask                     // file.f_mode: the bits that tell who is told of its use
+	factUnseen                         // their value when nobody is (FMODE_NONOTIFY)
 	firstVMCode                        // vm_area_struct.vm_flags: the bit of vmCodes[0], and so on
 )
 
@@ -61,7 +63,7 @@ var factNames = nameFacts([firstVMCode]string{
 	"stopped", "continued", "futex shared", "futex realtime", "packet",
 	"stack top", "fpstate", "xstate", "xfeatures", "xfeatures verified", "mxcsr mask", "signal queues", "rseq length",
 	"linkable",
-	"landlock", "thp advised", "cpuid faults",
+	"landlock", "thp advised", "cpuid faults", "unseen mask", "unseen",
 })
 
 // nameFacts adds the names of the facts that are codes of mappings.

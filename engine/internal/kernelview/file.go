@@ -77,6 +77,9 @@ type File struct {
 	// Linkable says that the inode was made with O_TMPFILE without O_EXCL, so that
 	// linkat(2) may give it a name.
 	Linkable Maybe[bool]
+	// Unseen says that its use is no event for inotify(7) and fanotify(7): it is the
+	// file of an event itself, or one that lies in no file system of the user's.
+	Unseen Maybe[bool]
 	// WriteHint is the inode's RWH_WRITE_LIFE_* value (F_SET_RW_HINT).
 	WriteHint Maybe[uint8]
 }

@@ -379,6 +379,7 @@ var (
 	fFPrivate = want("file.private_data")
 	fFInode   = want("file.f_inode")
 	fFFlags   = want("file.f_flags")
+	fFMode    = want("file.f_mode")
 	fFPos     = want("file.f_pos")
 	fFRef     = want("file.f_ref.refcnt")
 	fFCount   = want("file.f_count")

@@ -13,3 +13,27 @@ type Inotify struct {
 	// one of a removed file may be there: look what each leads to.
 	Names map[int][]string
 }
+
+// Fanotify is what fdinfo does not tell of a fanotify(7) group.
+type Fanotify struct {
+	// Queued is the number of events that nobody has read.
+	Queued int
+	// Waiting: somebody waits for the answer to an event that was read.
+	Waiting bool
+	// Unprivileged: it was made without CAP_SYS_ADMIN, which it remembers for ever.
+	Unprivileged bool
+	// Nested: it was made in a user namespace that is not the initial one.
+	Nested bool
+	// Marks are its marks as fdinfo lists them, the latest first.
+	Marks []FanotifyMark
+}
+
+// FanotifyMark is one mark.
+type FanotifyMark struct {
+	Mask, Ignored uint32
+	// Names are of a marked inode, as those of Inotify.
+	Names []string
+	// Written: a marked inode is open for writing somewhere, which forbids a new
+	// ignored mask that a modification would clear.
+	Written bool
+}

@@ -45,7 +45,8 @@ var mayMiss = []string{
 	"skb_frag.netmem",          // since 6.10; skb_frag_t was a bio_vec before it
 	"skb_frag.len",
 	"skb_frag.offset",
-	"unix_sock.recvmsg_inq", // since 6.17, with SO_INQ
+	"fsnotify_group.user_ns", // since 6.16
+	"unix_sock.recvmsg_inq",  // since 6.17, with SO_INQ
 	// Of io_uring:
 	"io_ring_ctx.clockid",           // since 6.12
 	"io_ring_ctx.file_table.data",   // since 6.13, as the next four

@@ -93,7 +93,7 @@ type View interface {
 	// last Files call and of those before it, while they are open.
 	Files(tids []int) ([]FileTable, error)
 
-	// Eventfd, Epoll, Signalfd, Timerfd, Inotify, Pipe and Socket tell the content of the open
+	// Eventfd, Epoll, Signalfd, Timerfd, Inotify, Fanotify, Pipe and Socket tell the content of the open
 	// file. A file of another kind, or one that Files has not shown, is an
 	// error that matches ErrKind.
 	Eventfd(file ID) (Eventfd, error)
@@ -101,6 +101,7 @@ type View interface {
 	Signalfd(file ID) (Signalfd, error)
 	Timerfd(file ID) (Timerfd, error)
 	Inotify(file ID) (Inotify, error)
+	Fanotify(file ID) (Fanotify, error)
 	Pipe(file ID) (Pipe, error)
 
 	// Lease tells of the lease that was taken through an open file (fcntl(2)

@@ -15,6 +15,7 @@ type Fdinfo struct {
 	Signalfd *uint64 // the mask: bit n-1 is signal n
 	Timerfd  *TimerfdInfo
 	Inotify  []InotifyWatch
+	Fanotify *FanotifyInfo
 	Pidfd    *PidfdInfo
 	Locks    []Lock
 
@@ -66,6 +67,37 @@ type PidfdInfo struct {
 	NSpid []int
 }
 
+// FanotifyInfo is what a fanotify group shows.
+type FanotifyInfo struct {
+	Flags      uint32 // FAN_*, of fanotify_init(2)
+	EventFlags uint32 // O_*, of the files of its events
+	Marks      []FanotifyMark
+}
+
+// MarkedObject is what a mark of fanotify is on.
+type MarkedObject uint8
+
+// The objects of marks.
+const (
+	OnNothing MarkedObject = iota
+	OnInode
+	OnMount
+	OnFilesystem
+	OnMountNamespace
+)
+
+// FanotifyMark is one mark of a fanotify group.
+type FanotifyMark struct {
+	On            MarkedObject
+	ID            uint32 // of the mount, or inode number of the mount namespace
+	Ino           uint64 // of an inode
+	Dev           uint32 // of an inode or file system, as the kernel writes it: minor in the low 20 bits
+	Flags         uint32 // FAN_MARK_*
+	Mask, Ignored uint32
+	HandleType    uint32
+	Handle        []byte
+}
+
 // Lock is one lock held through the description or, for POSIX ones, by the
 // process (proc_locks(5)).
 type Lock struct {
@@ -110,6 +142,9 @@ func ParseFdinfo(b []byte) (*Fdinfo, error) {
 
 // set takes one line; known is false for one that this package does not know.
 func (f *Fdinfo) set(line []byte) (known, ok bool) {
+	if after, is := bytes.CutPrefix(line, []byte("fanotify ")); is {
+		return true, f.setFanotify(after)
+	}
 	if after, is := bytes.CutPrefix(line, []byte("inotify ")); is {
 		return true, f.setInotify(after)
 	}
@@ -266,6 +301,78 @@ func (f *Fdinfo) setInotify(b []byte) bool {
 		return false
 	}
 	f.Inotify = append(f.Inotify, w)
+	return true
+}
+
+// setFanotify reads "flags:%x event-flags:%x" of the group, and of each mark
+// "ino:%lx sdev:%x", "sdev:%x", "mnt_id:%x" or "mnt_ns:%u", with
+// "mflags:%x mask:%x ignored_mask:%x" and, of an inode, its handle
+// (fs/notify/fdinfo.c).
+func (f *Fdinfo) setFanotify(b []byte) bool {
+	var m FanotifyMark
+	size := uint64(0)
+	group := false
+	for {
+		var word []byte
+		if word, b = nextField(b); len(word) == 0 {
+			if group {
+				return true
+			}
+			break
+		}
+		key, value, found := bytes.Cut(word, []byte{':'})
+		if !found {
+			return false
+		}
+		base, to := uint64(16), (*uint32)(nil)
+		var u uint64
+		ok := true
+		switch string(key) {
+		case "flags":
+			group, f.Fanotify = true, &FanotifyInfo{}
+			to = &f.Fanotify.Flags
+		case "event-flags":
+			if f.Fanotify == nil {
+				return false
+			}
+			to = &f.Fanotify.EventFlags
+		case "ino":
+			m.On = OnInode
+			m.Ino, ok = parseUint(value, 16, 64)
+		case "sdev":
+			if m.On == OnNothing {
+				m.On = OnFilesystem
+			}
+			to = &m.Dev
+		case "mnt_id":
+			m.On, to = OnMount, &m.ID
+		case "mnt_ns":
+			m.On, base, to = OnMountNamespace, 10, &m.ID
+		case "mflags":
+			to = &m.Flags
+		case "mask":
+			to = &m.Mask
+		case "ignored_mask":
+			to = &m.Ignored
+		case "fhandle-bytes":
+			size, ok = parseUint(value, 16, 16)
+		case "fhandle-type":
+			to = &m.HandleType
+		case "f_handle":
+			m.Handle, ok = hexBytes(value)
+		}
+		if to != nil {
+			u, ok = parseUint(value, base, 32)
+			*to = uint32(u)
+		}
+		if !ok {
+			return false
+		}
+	}
+	if uint64(len(m.Handle)) != size || m.On == OnNothing || f.Fanotify == nil {
+		return false
+	}
+	f.Fanotify.Marks = append(f.Fanotify.Marks, m)
 	return true
 }
 

@@ -121,6 +121,11 @@ func TestParseFdinfo(t *testing.T) {
 		"inotify": {MntID: 17, Ino: 1038, Inotify: []InotifyWatch{
 			{WD: 2, Ino: 0x3c4a3, Dev: 0xfe00000, Mask: 0x100, HandleType: 1, Handle: []byte{0xa3, 0xc4, 3, 0, 0, 0, 0, 0}},
 			{WD: 1, Ino: 0x13, Dev: 0xfe00000, Mask: 2, HandleType: 1, Handle: []byte{0x13, 0, 0, 0, 0, 0, 0, 0}}}},
+		"fanotify": {Flags: 2, MntID: 17, Ino: 1038, Fanotify: &FanotifyInfo{Flags: 0xe07, EventFlags: 0x48002, Marks: []FanotifyMark{
+			{On: OnMountNamespace, ID: 4026531841, Mask: 0x3000000},
+			{On: OnMount, ID: 0x17, Mask: 8},
+			{On: OnFilesystem, Dev: 6, Mask: 0x58000100},
+			{On: OnInode, Ino: 0x98a0a7, Dev: 0xfe00000, Flags: 0x640, Ignored: 0x48000100, HandleType: 1, Handle: []byte{0xa7, 0xa0, 0x98, 0, 0xad, 0xca, 0x44, 0x13}}}}},
 		"lock": {Pos: 123, Flags: 0o2100002, MntID: 27, Ino: 9978808, Locks: []Lock{
 			{Kind: "FLOCK", Mode: "ADVISORY", Type: "WRITE", PID: 24066, Major: 0xfe, Ino: 9978808, ToEOF: true},
 			{Kind: "POSIX", Mode: "ADVISORY", Type: "WRITE", PID: 24066, Major: 0xfe, Ino: 9978808, Start: 5, End: 14}}},
@@ -140,7 +145,7 @@ func TestParseFdinfo(t *testing.T) {
 	if err != nil || len(f.Other) != 1 || f.Other[0] != (StatusLine{"io_uring-thing", "3"}) {
 		t.Errorf("an unknown line: %+v, %v", f, err)
 	}
-	for _, bad := range []string{"", "hello", "pos:\tx\n", "flags:\t9\n", "inotify wd:1 fhandle-bytes:4 f_handle:00\n", "it_value: (1, 2\n", "tfd: x\n", "lock:\t1: FLOCK\n"} {
+	for _, bad := range []string{"", "hello", "pos:\tx\n", "flags:\t9\n", "inotify wd:1 fhandle-bytes:4 f_handle:00\n", "fanotify mnt_id:1\n", "fanotify flags:0 event-flags:x\n", "fanotify flags:0\nfanotify mask:1\n", "it_value: (1, 2\n", "tfd: x\n", "lock:\t1: FLOCK\n"} {
 		if _, err := ParseFdinfo([]byte(bad)); !errors.Is(err, ErrFormat) {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -303,7 +308,7 @@ func FuzzStat(f *testing.F) {
 }
 
 func FuzzFdinfo(f *testing.F) {
-	for _, n := range []string{"eventfd", "epoll", "inotify", "lock", "pidfd", "signalfd", "timerfd"} {
+	for _, n := range []string{"eventfd", "epoll", "fanotify", "inotify", "lock", "pidfd", "signalfd", "timerfd"} {
 		f.Add(testdata(f, "fdinfo-"+n+".txt"))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
