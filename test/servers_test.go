@@ -180,7 +180,7 @@ func freePort(t *testing.T) string {
 }
 
 func servers() []server {
-	return []server{redisServer, postgresServer, nginxServer,
+	return []server{redisServer, postgresServer, nginxServer, haproxyServer,
 		webServer("go", func(t *testing.T) []string { return []string{harness.GoProg(t, "web")} }),
 		webServer("node", func(*testing.T) []string { return []string{"/usr/bin/node", script("web.js")} }),
 		webServer("asyncio", func(*testing.T) []string { return []string{"/usr/bin/python3", script("web.py")} }),

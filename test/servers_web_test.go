@@ -31,6 +31,11 @@ var nginxServer = server{name: "nginx", script: "nginx.sh", needs: []string{"ngi
 	}
 }}
 
+// haproxyServer is haproxy, which has threads with timers on their own CPU clocks, with goprog/web behind it.
+var haproxyServer = server{name: "haproxy", script: "haproxy.sh", needs: []string{"haproxy"}, args: func(t *testing.T) []string {
+	return []string{freePort(t), harness.GoProg(t, "web")}
+}, load: webLoad}
+
 // webConn is one connection. It is never made again, as net/http's client would do without a word.
 type webConn struct {
 	net.Conn

@@ -20,6 +20,7 @@ node:nodejs
 javac:openjdk-17-jdk-headless
 redis-server:redis-server
 nginx:nginx-light
+haproxy:haproxy
 /usr/lib/postgresql/*/bin/postgres:postgresql
 nc:netcat-openbsd
 ip:iproute2
