@@ -39,7 +39,7 @@ func Freeze(o FreezeOptions) (*Ticket, error) {
 	}
 	st, err := freezer.Freeze(freezer.Options{
 		Roots: o.PIDs, Cgroup: o.Cgroup, Way: freezer.Way(o.Freezer), Timeout: o.Timeout,
-		Journal: o.Guard.journal(cureThaw), Interrupted: interrupted(lazy.open), Brief: o.brief,
+		Journal: o.Guard.journal(cureThaw), Interrupted: interrupted(lazy.open), Brief: o.brief, Kinship: kinship(o.view),
 	})
 	if err != nil {
 		if !errors.Is(err, freezer.ErrNotUndone) { // otherwise the guard tries once more

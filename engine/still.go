@@ -59,6 +59,25 @@ func mayReturnEINTR(a *arch.Arch, c *kernelview.Call) bool {
 		!freezer.Deliverable(c.Pending.V|c.SharedPending.V, c.Blocked.V, c.Ignored.V, c.Caught.V)
 }
 
+// kinship makes of a view what tells the freezer who descends from whom; nil where it does not.
+func kinship(view kernelview.View) freezer.Kinship {
+	kv, ok := view.(kernelview.KinView)
+	if !ok {
+		return nil
+	}
+	return func(tids []int) ([]freezer.Kin, error) {
+		all, err := kv.Kin(tids)
+		if err != nil {
+			return nil, err
+		}
+		out := make([]freezer.Kin, len(all))
+		for i := range all {
+			out[i] = freezer.Kin(all[i])
+		}
+		return out, nil
+	}
+}
+
 // A lazyView is a view that is opened when it is first needed.
 type lazyView struct {
 	view kernelview.View

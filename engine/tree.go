@@ -62,7 +62,7 @@ func ended(st *procfs.Stat) error {
 func readProcess(d *object.Dumper, held *treeHold, pid int) (*object.Process, error) {
 	p := &object.Process{PID: pid}
 	var err error
-	if p.Stat, err = procfs.ReadStat(pid); err != nil {
+	if p.Stat, err = held.Stat(pid); err != nil {
 		return nil, err
 	}
 	if p.Status, err = procfs.ReadStatus(pid); err != nil {

@@ -78,21 +78,24 @@ func (t *tree) isIn(list []int) bool {
 
 // describeBriefly is describe of a tree that stands still, without what only a
 // ticket needs: of a thread that is not the first of its process only the
-// number is new.
-func (t *tree) describeBriefly() ([]Task, error) {
+// number is new. It returns what it has read of the processes, too.
+func (t *tree) describeBriefly() ([]Task, map[int]procfs.Stat, error) {
 	var out []Task
+	stats := make(map[int]procfs.Stat, len(t.order))
 	for _, pid := range t.order {
-		leader, err := describeThread(pid, pid, nil)
-		if procfs.IsGone(err) || err == nil && leader.Start != t.procs[pid] {
+		st, err := procfs.ReadStat(pid)
+		if procfs.IsGone(err) || err == nil && st.Starttime != t.procs[pid] {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		stats[pid] = st
+		leader := taskOf(pid, pid, &st)
 		tids, known := t.tids[pid]
 		if !known {
 			if tids, err = procfs.Threads(pid); err != nil && !procfs.IsGone(err) {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		out = append(out, leader)
@@ -108,5 +111,5 @@ func (t *tree) describeBriefly() ([]Task, error) {
 			out = append(out, other)
 		}
 	}
-	return out, nil
+	return out, stats, nil
 }

@@ -84,6 +84,14 @@ func (h *Held) TIDs(pid int) ([]int, error) {
 	return slices.Clone(h.tids[pid]), nil
 }
 
+// Stat is what /proc/PID/stat says of a held process, which the freeze may have read already.
+func (h *Held) Stat(pid int) (procfs.Stat, error) {
+	if st, ok := h.st.stats[pid]; ok && h.fresh && h.detached {
+		return st, nil
+	}
+	return procfs.ReadStat(pid)
+}
+
 // canDetach reports whether the freezer alone can hold the tree.
 func (h *Held) canDetach() bool { return h.st.Way == WayV2 && h.interrupted != nil }
 

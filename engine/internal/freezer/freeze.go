@@ -58,6 +58,7 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 		return nil, err
 	}
 	defer f.tree.close()
+	f.tree.kinship = o.Kinship
 	if f.st, err = newState(way); err != nil {
 		return nil, err
 	}
@@ -224,8 +225,14 @@ func (f *freeze) check(way Way) error {
 	v1, _ := openHierarchy(WayV1)
 	if v1 != nil {
 		defer v1.Close()
+		if groups, err := subdirs(v1.root); err == nil && len(groups) == 0 && v1.mount.Root == "/" {
+			v1 = nil // all are in the root of the hierarchy, which cannot be frozen
+		}
 	}
 	for _, pid := range f.tree.order {
+		if traced, known := f.tree.traced[pid]; known && !traced && v1 == nil && way == WayV2 {
+			continue
+		}
 		st, err := procfs.ReadStatus(pid)
 		if procfs.IsGone(err) {
 			continue
@@ -274,7 +281,7 @@ func (f *freeze) journal() error {
 func (f *freeze) describeAll() error {
 	if f.o.Brief && f.h.way == WayV2 && !slices.ContainsFunc(f.groups, func(g *openGroup) bool { return g.Already }) {
 		var err error
-		f.st.Tasks, err = f.tree.describeBriefly()
+		f.st.Tasks, f.st.stats, err = f.tree.describeBriefly()
 		return err
 	}
 	tasks, err := describe(f.tree.live(), f.h)

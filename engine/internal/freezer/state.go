@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
 
@@ -62,6 +63,8 @@ type State struct {
 	// At is the moment at which everything stood still. Times left are counted
 	// from it, however long the tree stays frozen.
 	At sys.Instant
+
+	stats map[int]procfs.Stat // of processes, read when they stood still; see Held.Stat
 }
 
 // Options say what to freeze and how.
@@ -81,6 +84,8 @@ type Options struct {
 	Stopped []int
 	// Interrupted is as in ThawOptions, for undoing a freeze that failed.
 	Interrupted Interrupted
+	// Kinship, when not nil, tells who descends from whom for less than /proc does.
+	Kinship Kinship
 	// Brief says that the state is for this process alone, to hold at once (see
 	// HoldOptions.Fresh): with version 2 no more is read of a thread than its
 	// number.

@@ -22,6 +22,9 @@ type tree struct {
 	order []int          // parents before their children
 	tids  map[int][]int  // threads, as the last pass has seen them where it has looked
 
+	kinship Kinship      // nil: /proc tells
+	traced  map[int]bool // as the last pass by kin has seen it; nil: there was none
+
 	// With a cgroup as source instead of roots: everything in it.
 	group string // its path in the hierarchy
 	way   Way    // which hierarchy: v2, v1 (freezer), or none of them
@@ -186,6 +189,19 @@ func (t *tree) pass() ([]int, error) {
 	if t.dir.Valid() {
 		return t.passByGroup()
 	}
+	t.traced = nil
+	var found []int
+	if t.kinship != nil {
+		var err error
+		if found, err = t.passByKin(); err == nil {
+			return found, nil
+		}
+	}
+	more, err := t.passByProc()
+	return append(found, more...), err
+}
+
+func (t *tree) passByProc() ([]int, error) {
 	threads := 0
 	t.tids = make(map[int][]int, len(t.order))
 	tids := make([][]int, len(t.order))
@@ -341,6 +357,16 @@ func describeThread(pid, tid int, h *hierarchy) (Task, error) {
 	if err != nil {
 		return Task{}, err
 	}
+	t := taskOf(pid, tid, &st)
+	if h != nil {
+		if t.Cgroup, err = h.of(pid, tid); err != nil {
+			return Task{}, err
+		}
+	}
+	return t, nil
+}
+
+func taskOf(pid, tid int, st *procfs.Stat) Task {
 	t := Task{PID: pid, TID: tid, Start: st.Starttime, PPID: st.PPID, Comm: st.Comm, Before: BeforeRunning}
 	switch st.State {
 	case 'T':
@@ -348,10 +374,5 @@ func describeThread(pid, tid int, h *hierarchy) (Task, error) {
 	case 'Z', 'X':
 		t.Before = BeforeZombie
 	}
-	if h != nil {
-		if t.Cgroup, err = h.of(pid, tid); err != nil {
-			return Task{}, err
-		}
-	}
-	return t, nil
+	return t
 }

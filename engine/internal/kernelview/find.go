@@ -174,11 +174,16 @@ func (v *bpfView) eachTask(tids []int, fn func(i int, b []byte)) error {
 
 // eachTaskAt is eachTask with the address of the task_struct.
 func (v *bpfView) eachTaskAt(tids []int, fn func(i int, addr uint64, b []byte)) error {
-	missing, err := v.findTasks(tids, fn)
+	return v.eachTaskIn(tids, []window{{0, v.l.span["task_struct"]}}, fn)
+}
+
+// eachTaskIn is eachTaskAt that reads parts of the task_struct alone, one of which has fTThreadPid: b has no more.
+func (v *bpfView) eachTaskIn(tids []int, parts []window, fn func(i int, addr uint64, b []byte)) error {
+	missing, err := v.findTasks(tids, parts, fn)
 	if err == nil && len(missing) > 0 {
 		// The tree may have been rebuilt under the walk by somebody else's fork. What
 		// is missing a second time is not there.
-		missing, err = v.findTasks(tids, fn)
+		missing, err = v.findTasks(tids, parts, fn)
 	}
 	if err != nil {
 		return err
@@ -189,7 +194,7 @@ func (v *bpfView) eachTaskAt(tids []int, fn func(i int, addr uint64, b []byte)) 
 	return nil
 }
 
-func (v *bpfView) findTasks(tids []int, fn func(i int, addr uint64, b []byte)) (missing []int, err error) {
+func (v *bpfView) findTasks(tids []int, parts []window, fn func(i int, addr uint64, b []byte)) (missing []int, err error) {
 	pids, err := v.pidsOf(tids)
 	if err != nil {
 		return nil, err
@@ -203,13 +208,18 @@ func (v *bpfView) findTasks(tids []int, fn func(i int, addr uint64, b []byte)) (
 	if err != nil {
 		return nil, err
 	}
-	err = v.mem.gather(addrs, v.l.span["task_struct"], func(i int, b []byte) {
+	each := func(i int, b []byte) {
 		if own, ok := v.l.uint(b, fTThreadPid); !ok || own != pids[i] {
 			missing = append(missing, tids[i])
 			return
 		}
 		fn(i, addrs[i], b)
-	})
+	}
+	if len(parts) == 1 && parts[0].from == 0 {
+		err = v.mem.gather(addrs, parts[0].size, each)
+	} else {
+		err = v.gatherWindows(addrs, parts, each)
+	}
 	return missing, err
 }
 
