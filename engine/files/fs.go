@@ -87,6 +87,49 @@ func dumpFS(d *object.Dumper, p *object.Process) error {
 
 // dumpDirectoryOf returns the path of the process's root or working directory, name being "root" or "cwd", or what it is.
 func dumpDirectoryOf(d *object.Dumper, p *object.Process, name string) (string, stream.Ref, error) {
+	seen, err := placesOf(d)
+	if err != nil {
+		return "", stream.Ref{}, err
+	}
+	key, known := placeKeyOf(p, name)
+	if path, met := seen[key]; known && met {
+		return path, stream.Ref{}, nil
+	}
+	path, removed, err := lookAtDirectory(d, p, name)
+	if known && err == nil && removed.IsZero() {
+		seen[key] = path
+	}
+	return path, removed, err
+}
+
+// placeKey is a directory, and by whom it is seen.
+type placeKey struct {
+	vantage
+	place kernelview.Place
+}
+
+// placeKeyOf is not known of a process that has called chroot(2): what it sees depends on its ancestors.
+func placeKeyOf(p *object.Process, name string) (placeKey, bool) {
+	from := vantageOf(p)
+	s, err := sightOf(p)
+	if err != nil || s.root != "/" || from == (vantage{}) {
+		return placeKey{}, false
+	}
+	place := p.Leader().View.Cwd
+	if name == "root" {
+		place = p.Leader().View.Root
+	}
+	return placeKey{from, place.V}, place.Known
+}
+
+type placesKey struct{}
+
+// placesOf are the directories of the tree's processes that have been looked at.
+func placesOf(d *object.Dumper) (map[placeKey]string, error) {
+	return object.Memo(d, placesKey{}, func() (map[placeKey]string, error) { return map[placeKey]string{}, nil })
+}
+
+func lookAtDirectory(d *object.Dumper, p *object.Process, name string) (string, stream.Ref, error) {
 	f, err := object.MeetMapped(p, procfs.Path(p.Leader().TID, name), &kernelview.File{})
 	if err != nil {
 		return "", stream.Ref{}, err

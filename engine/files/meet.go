@@ -14,33 +14,42 @@ import (
 // meeter looks at the open files of one descriptor table. Where the kernel view tells an inode's numbers, and they are what stat(2)
 // shows, two system calls do for a regular file: one tells its path, the other what is there now, and that it is the file itself.
 type meeter struct {
-	p    *object.Process
-	dir  *sys.FD // /proc/PID/fd
-	path string  // of that
-	buf  []byte
+	p      *object.Process
+	opened bool
+	dir    *sys.FD // /proc/PID/fd, when it is first wanted; nil: paths do not mean the same to this process
+	path   string  // of that
+	buf    []byte
 }
 
-func newMeeter(p *object.Process) (*meeter, error) {
-	m := &meeter{p: p}
-	s, err := sightOf(p)
+func newMeeter(p *object.Process) *meeter { return &meeter{p: p} }
+
+func (m *meeter) open() error {
+	if m.opened {
+		return nil
+	}
+	m.opened = true
+	s, err := sightOf(m.p)
 	if err != nil {
-		return nil, p.Error("descriptors", err)
+		return m.p.Error("descriptors", err)
 	}
 	if !s.same {
-		return m, nil // paths do not mean the same to this process
+		return nil
 	}
-	m.path = procfs.Path(p.Leader().TID, "fd")
+	m.path = procfs.Path(m.p.Leader().TID, "fd")
 	if m.dir, err = sys.Open(m.path, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
-		return nil, p.Error("descriptors", err)
+		return m.p.Error("descriptors", err)
 	}
 	m.buf = make([]byte, pathMax)
-	return m, nil
+	return nil
 }
 
 func (m *meeter) close() { _ = m.dir.Close() }
 
 // meet is object.Meet.
 func (m *meeter) meet(fd int, v *kernelview.File) (*object.OpenFile, error) {
+	if err := m.open(); err != nil {
+		return nil, err
+	}
 	if m.dir != nil && numbered(v) {
 		name := strconv.Itoa(fd)
 		n, err := unix.Readlinkat(m.dir.Int(), name, m.buf)

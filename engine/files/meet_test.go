@@ -43,8 +43,7 @@ func TestMeeter(t *testing.T) {
 
 	p := &object.Process{PID: os.Getpid(), Threads: []*object.Thread{{TID: os.Getpid()}}}
 	p.Threads[0].Process = p
-	m, err := newMeeter(p)
-	do(err)
+	m := newMeeter(p)
 	defer m.close()
 	var fs unix.Statfs_t
 	do(unix.Statfs(dir, &fs))

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 	"crpipe/engine/object"
@@ -26,6 +27,27 @@ type sight struct {
 	same bool   // in the caller's own mount namespace
 	dir  string // /proc/PID/root
 	root string // what that leads to
+	from vantage
+}
+
+// A vantage is what makes processes of one tree see the same, as the kernel view tells it.
+type vantage struct {
+	tree       *object.Process // its root
+	namespaces kernelview.ID
+	root       kernelview.Place
+}
+
+// vantageOf returns the zero value where it is not known.
+func vantageOf(proc *object.Process) vantage {
+	view := proc.Leader().View
+	if view == nil || !view.Namespaces.Known || !view.Root.Known {
+		return vantage{}
+	}
+	top := proc
+	for top.Parent != nil {
+		top = top.Parent
+	}
+	return vantage{top, view.Namespaces.V, view.Root.V}
 }
 
 // lastSight is the sight of the process that was looked at last: files are met process by process.
@@ -37,7 +59,8 @@ var lastSight struct {
 func sightOf(proc *object.Process) (*sight, error) {
 	lastSight.Lock()
 	defer lastSight.Unlock()
-	if s := lastSight.sight; s.of == proc {
+	from := vantageOf(proc)
+	if s := lastSight.sight; s.of == proc || s.of != nil && s.root == "/" && from.tree != nil && s.from == from {
 		return &s, nil
 	}
 	pid := proc.Leader().TID
@@ -49,7 +72,7 @@ func sightOf(proc *object.Process) (*sight, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := sight{of: proc, same: own == its}
+	s := sight{of: proc, same: own == its, from: from}
 	// An ancestor that is in the same mount namespace (the whole tree is) and has not called chroot(2) sees more.
 	for q := proc; q != nil && (q == proc || s.root != "/"); q = q.Parent {
 		dir := procfs.Path(q.Leader().TID, "root")

@@ -65,10 +65,7 @@ func dumpTable(d *object.Dumper, p *object.Process) error {
 		key = tableKey{id: id}
 	}
 	p.Files, err = d.Once(key, func() (stream.Ref, error) {
-		m, err := newMeeter(p)
-		if err != nil {
-			return stream.Ref{}, err
-		}
+		m := newMeeter(p)
 		defer m.close()
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
 		locked := map[kernelview.ID]bool{} // whose locks are in s

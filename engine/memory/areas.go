@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"crpipe/arch"
 	"crpipe/engine/internal/procfs"
@@ -81,33 +82,13 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 	if huge && !isAnonHuge(&v.VMA) {
 		return area, object.Unsupportedf("memory of hugetlbfs pages that is shared or of a file cannot be checkpointed")
 	}
-	for _, u := range unkept {
-		if v.Flags.Has(u.code) && !(huge && u.code == "de") && !ringCode(v, u.code) { // which all memory of hugetlbfs has
-			return area, object.Unsupportedf("%s", u.what)
-		}
-	}
 	if v.ProtectionKey != 0 {
 		return area, object.Unsupportedf("memory with protection key %d cannot be checkpointed", v.ProtectionKey)
 	}
-	shared := v.Prot&procfs.ProtShared != 0
-	var f flag
-	for _, code := range v.Flags.Codes() {
-		i := slices.Index(flagCodes[:], code)
-		switch {
-		case code == "mw" && !shared: // every private mapping has it
-		case code == "de" && huge, ringCode(v, code):
-		case i >= 0:
-			f |= 1 << i
-		case code == noCode && f&flagLocked != 0 && f&flagLockOnFault == 0 && onFaultHasNoCode():
-			f |= flagLockOnFault
-		case !slices.Contains(natural[:], code):
-			return area, object.Unsupportedf("memory with the flag %q, which this build does not know, cannot be checkpointed", code)
-		}
+	var err error
+	if area.Flags, err = keptFlags(v, huge); err != nil {
+		return area, err
 	}
-	if v.AnonHuge != 0 {
-		f |= flagTHP
-	}
-	area.Flags = f.String()
 	if huge {
 		area.PageSize = v.KernelPageSize << 10
 	}
@@ -118,6 +99,69 @@ func areaOf(a *arch.Arch, v *procfs.SmapsVMA) (Area, error) {
 		area.Offset = v.Offset
 	}
 	return area, nil
+}
+
+// flagsKey is what keptFlags looks at.
+type flagsKey struct {
+	codes                procfs.VMFlags
+	huge, shared, asHuge bool
+	ring                 bool // of an io_uring instance
+}
+
+type flagsAnswer struct {
+	flags string
+	err   error
+}
+
+// flagsMet are answers of keptFlags: thousands of mappings have a handful of sets of flags.
+var flagsMet = struct {
+	sync.Mutex
+	all map[flagsKey]flagsAnswer
+}{all: map[flagsKey]flagsAnswer{}}
+
+// keptFlags are the flags of a mapping as the image has them. The error says why it cannot be kept.
+func keptFlags(v *procfs.SmapsVMA, huge bool) (string, error) {
+	const most = 1024 // answers that are worth keeping
+	key := flagsKey{v.Flags, huge, v.Prot&procfs.ProtShared != 0, v.AnonHuge != 0, isRing(&v.VMA)}
+	flagsMet.Lock()
+	defer flagsMet.Unlock()
+	a, ok := flagsMet.all[key]
+	if !ok {
+		a.flags, a.err = key.look()
+		if len(flagsMet.all) < most {
+			flagsMet.all[key] = a
+		}
+	}
+	return a.flags, a.err
+}
+
+// natural says whether a flag is natural because the mapping shows an io_uring instance.
+func (k *flagsKey) natural(code string) bool { return k.ring && slices.Contains(ringCodes, code) }
+
+func (k *flagsKey) look() (string, error) {
+	for _, u := range unkept {
+		if k.codes.Has(u.code) && !(k.huge && u.code == "de") && !k.natural(u.code) { // which all memory of hugetlbfs has
+			return "", object.Unsupportedf("%s", u.what)
+		}
+	}
+	var f flag
+	for _, code := range k.codes.Codes() {
+		i := slices.Index(flagCodes[:], code)
+		switch {
+		case code == "mw" && !k.shared: // every private mapping has it
+		case code == "de" && k.huge, k.natural(code):
+		case i >= 0:
+			f |= 1 << i
+		case code == noCode && f&flagLocked != 0 && f&flagLockOnFault == 0 && onFaultHasNoCode():
+			f |= flagLockOnFault
+		case !slices.Contains(natural[:], code):
+			return "", object.Unsupportedf("memory with the flag %q, which this build does not know, cannot be checkpointed", code)
+		}
+	}
+	if k.asHuge {
+		f |= flagTHP
+	}
+	return f.String(), nil
 }
 
 // isAnonHuge says whether a mapping of hugetlbfs is memory of nobody else: a file that the kernel has made for it alone (hugetlb_file_setup).

@@ -123,7 +123,10 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	} else if mm.VDSO, err = m.vdso(areas); err != nil {
 		return stream.Ref{}, err
 	}
-	exe, err := m.file(procfs.Path(m.tid, "exe"), nil)
+	exe, met := m.mappedExe(as, list)
+	if !met {
+		exe, err = m.file(procfs.Path(m.tid, "exe"), nil)
+	}
 	if err != nil {
 		if err = m.refuse("executable", err); err != nil {
 			return stream.Ref{}, err
@@ -145,6 +148,22 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 		return nil
 	})
 	return ref, nil
+}
+
+// mappedExe returns the executable where a mapping has shown it: the open file through which the kernel has mapped the program is
+// the executable's own.
+func (m *mmDump) mappedExe(as *kernelview.AddressSpace, list []procfs.SmapsVMA) (mapped, bool) {
+	exe, ok := as.ExeFile.Get()
+	if !ok || exe == 0 {
+		return mapped{}, false
+	}
+	for i := range list {
+		if m.files[list[i].Start] == exe {
+			of, ok := m.objects[keyOf(&list[i])]
+			return of, ok && of == mapped{ref: of.ref} // an ordinary file
+		}
+	}
+	return mapped{}, false
 }
 
 // programOf returns the architecture of the program that an address space was made for.
@@ -280,9 +299,13 @@ func unasked(areas []Area, huge []Range) (out []Range) {
 	return out
 }
 
+func keyOf(v *procfs.SmapsVMA) objectKey {
+	return objectKey{v.Major, v.Minor, v.Inode, v.Path, v.Prot&procfs.ProtShared != 0 && v.Flags.Has("mw")}
+}
+
 // object returns what a mapping shows, looking at each object once a process.
 func (m *mmDump) object(v *procfs.SmapsVMA) (mapped, error) {
-	key := objectKey{v.Major, v.Minor, v.Inode, v.Path, v.Prot&procfs.ProtShared != 0 && v.Flags.Has("mw")}
+	key := keyOf(v)
 	if of, ok := m.objects[key]; ok {
 		return of, nil
 	}

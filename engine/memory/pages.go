@@ -132,7 +132,9 @@ type reader struct {
 	b       *buffer
 	out     *output
 	mem     *sys.FD
-	entries []byte // of pagemap
+	entries []byte // of pagemap: those of the pages from entriesAt to entriesEnd
+
+	entriesAt, entriesEnd arch.Addr
 }
 
 // all reads all pages and hands them to out.

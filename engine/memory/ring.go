@@ -53,11 +53,6 @@ func (m *mmDump) ring(v *procfs.SmapsVMA) (mapped, error) {
 	return mapped{ref: ref, open: true}, err
 }
 
-// ringCode says whether a flag of a mapping is natural for it because it shows an io_uring instance.
-func ringCode(v *procfs.SmapsVMA, code string) bool {
-	return isRing(&v.VMA) && slices.Contains(ringCodes, code)
-}
-
 // mapRings appends the calls that map rings, when all other mappings are there. keep is the arena.
 func (s *Space) mapRings(r *object.Restorer, b *tracee.Batch, keep [2]arch.Addr) error {
 	if !slices.ContainsFunc(s.areas, func(v area) bool { return v.ring }) {

@@ -26,20 +26,14 @@ func (r *reader) split(pagemap *pageMap, p *part, start, end arch.Addr) error {
 	if !p.readable {
 		return r.add(p, start, end, !p.readable)
 	}
-	if r.entries == nil {
-		r.entries = make([]byte, pagemapChunk*8)
-	}
 	page := arch.Addr(r.pageSize)
 	for start < end {
 		n := min(int((end-start)/page), pagemapChunk)
-		got, err := readAt(pagemap.FD, r.entries[:n*8], uint64(start/page)*8)
-		if err == nil && got < n*8 {
-			err = fmt.Errorf("it ends before %v", end)
-		}
+		entries, err := r.pagemapEntries(pagemap, start, n, p.end)
 		if err != nil {
 			return fmt.Errorf("reading page tables: %w", err)
 		}
-		alone := func(i int) bool { return mappedOnce(binary.NativeEndian.Uint64(r.entries[i*8:])) }
+		alone := func(i int) bool { return mappedOnce(binary.NativeEndian.Uint64(entries[i*8:])) }
 		for from, i := 0, 1; i <= n; i++ {
 			if i < n && alone(i) == alone(from) {
 				continue
@@ -52,6 +46,31 @@ func (r *reader) split(pagemap *pageMap, p *part, start, end arch.Addr) error {
 		start += arch.Addr(n) * page
 	}
 	return nil
+}
+
+// pagemapAhead is how many entries are read where fewer are wanted: the next few pages are wanted soon.
+const pagemapAhead = 128
+
+// pagemapEntries returns n entries of pagemap from an address on. end is that of the mapping.
+func (r *reader) pagemapEntries(pagemap *pageMap, start arch.Addr, n int, end arch.Addr) ([]byte, error) {
+	page := arch.Addr(r.pageSize)
+	if r.entries == nil {
+		r.entries = make([]byte, pagemapChunk*8)
+	}
+	if start < r.entriesAt || start+arch.Addr(n)*page > r.entriesEnd {
+		ahead := max(n, min(pagemapAhead, int((end-start)/page)))
+		r.entriesAt, r.entriesEnd = start, start
+		got, err := readAt(pagemap.FD, r.entries[:ahead*8], uint64(start/page)*8)
+		if err == nil && got < n*8 {
+			err = fmt.Errorf("it ends before %v", start+arch.Addr(n)*page)
+		}
+		if err != nil {
+			return nil, err
+		}
+		r.entriesEnd += arch.Addr(got/8) * page
+	}
+	at := int((start - r.entriesAt) / page * 8)
+	return r.entries[at : at+n*8], nil
 }
 
 // mappedOnce says that reading the page by process_vm_readv(2) changes nothing. One that is swapped out is brought in by

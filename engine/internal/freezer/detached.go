@@ -86,7 +86,7 @@ func (h *Held) TIDs(pid int) ([]int, error) {
 
 // Stat is what /proc/PID/stat says of a held process, which the freeze may have read already.
 func (h *Held) Stat(pid int) (procfs.Stat, error) {
-	if st, ok := h.st.stats[pid]; ok && h.fresh && h.detached {
+	if st, ok := h.st.Stats[pid]; ok && h.fresh && h.detached {
 		return st, nil
 	}
 	return procfs.ReadStat(pid)

@@ -281,7 +281,7 @@ func (f *freeze) journal() error {
 func (f *freeze) describeAll() error {
 	if f.o.Brief && f.h.way == WayV2 && !slices.ContainsFunc(f.groups, func(g *openGroup) bool { return g.Already }) {
 		var err error
-		f.st.Tasks, f.st.stats, err = f.tree.describeBriefly()
+		f.st.Tasks, f.st.Stats, err = f.tree.describeBriefly()
 		return err
 	}
 	tasks, err := describe(f.tree.live(), f.h)

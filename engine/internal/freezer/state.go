@@ -64,7 +64,8 @@ type State struct {
 	// from it, however long the tree stays frozen.
 	At sys.Instant
 
-	stats map[int]procfs.Stat // of processes, read when they stood still; see Held.Stat
+	// Stats is what /proc/PID/stat said of processes when they stood still, of a brief freeze alone. No ticket has it.
+	Stats map[int]procfs.Stat
 }
 
 // Options say what to freeze and how.

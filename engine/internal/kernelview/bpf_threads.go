@@ -8,15 +8,15 @@ import (
 )
 
 // taskLinks is where a task leads to for what is not in itself.
-type taskLinks struct{ signal, cred, ioc, policy, undo, cpus, filter, parent uint64 }
+type taskLinks struct{ signal, cred, ioc, policy, undo, cpus, filter, parent, fs uint64 }
 
 // related is what the tasks of one call lead to, read all at once.
 type related struct {
-	signal, cred, ioc, policy, undo, cpus map[uint64][]byte
-	tgids                                 map[uint64]int    // numbers of struct pids
-	parents                               map[uint64]uint64 // struct pids of parents, by where in the task their address is
-	keyrings                              map[uint64]Maybe[Keyrings]
-	landlocked                            map[uint64]Maybe[bool]
+	signal, cred, ioc, policy, undo, cpus, fs map[uint64][]byte
+	tgids                                     map[uint64]int    // numbers of struct pids
+	parents                                   map[uint64]uint64 // struct pids of parents, by where in the task their address is
+	keyrings                                  map[uint64]Maybe[Keyrings]
+	landlocked                                map[uint64]Maybe[bool]
 }
 
 // Threads is documented with View.
@@ -79,6 +79,7 @@ func (v *bpfView) related(links []taskLinks) (*related, error) {
 	r.ioc = read(func(l *taskLinks) uint64 { return l.ioc }, v.l.span["io_context"])
 	r.policy = read(func(l *taskLinks) uint64 { return l.policy }, v.l.span["mempolicy"])
 	r.undo = read(func(l *taskLinks) uint64 { return l.undo }, v.l.span["sem_undo_list"])
+	r.fs = read(func(l *taskLinks) uint64 { return l.fs }, v.l.span["fs_struct"])
 	r.cpus = read(func(l *taskLinks) uint64 { return l.cpus }, v.cpuMaskSize)
 	if err != nil {
 		return nil, err
@@ -127,6 +128,7 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 	links.undo, _ = l.uint(b, fTUndoList)
 	links.cpus, _ = l.uint(b, fTUserCPUs)
 	links.filter, _ = l.uint(b, fTSeccompFilter)
+	links.fs, _ = l.uint(b, fTFS)
 	if parent, ok := l.uint(b, fTRealParent); ok && parent != 0 {
 		links.parent = parent + l.off(fTThreadPid)
 	}
@@ -201,7 +203,21 @@ func (v *bpfView) thread(t *Thread, links *taskLinks, b []byte) {
 var (
 	fTLoginUID  = want("task_struct.loginuid")
 	fTSessionID = want("task_struct.sessionid")
+
+	fFSRootMount  = want("fs_struct.root.mnt")
+	fFSRootDentry = want("fs_struct.root.dentry")
+	fFSCwdMount   = want("fs_struct.pwd.mnt")
+	fFSCwdDentry  = want("fs_struct.pwd.dentry")
 )
+
+// placeOf reads a struct path.
+func (v *bpfView) placeOf(b []byte, mount, dentry field) Maybe[Place] {
+	m, d := v.idOf(b, mount), v.idOf(b, dentry)
+	if !m.Known || !d.Known {
+		return Maybe[Place]{}
+	}
+	return Is(Place{m.V, d.V})
+}
 
 // semUndo says whether the list of semaphore adjustments has entries. All threads made by pthread_create share one
 // list, nearly always an empty one.
@@ -230,6 +246,8 @@ func (v *bpfView) relate(t *Thread, links *taskLinks, r *related) {
 	t.Securebits = num[uint32](l, r.cred[links.cred], fCredSecurebits)
 	t.UserNS = v.idOf(r.cred[links.cred], fCredUserNS)
 	t.Keyrings, t.Landlock = r.keyrings[links.cred], r.landlocked[links.cred]
+	t.Root = v.placeOf(r.fs[links.fs], fFSRootMount, fFSRootDentry)
+	t.Cwd = v.placeOf(r.fs[links.fs], fFSCwdMount, fFSCwdDentry)
 	t.Ioprio = num[uint16](l, r.ioc[links.ioc], fIOCIoprio)
 	if links.ioc == 0 && l.has(fTIOContext) {
 		t.Ioprio = Is(uint16(0))

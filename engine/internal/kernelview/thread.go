@@ -2,6 +2,9 @@ package kernelview
 
 import "crpipe/arch"
 
+// Place is a directory as it is reached: a mount, and the name in it.
+type Place struct{ Mount, Name ID }
+
 // Thread is what the kernel knows of one thread.
 type Thread struct {
 	Tid, Tgid int // in the caller's pid namespace; Tgid 0: the leader is outside of it
@@ -24,6 +27,9 @@ type Thread struct {
 
 	Namespaces Maybe[ID] // all but that of users and its own of pids
 	UserNS     Maybe[ID]
+
+	// The root and the working directory. Equal places are the same directory of the same mount.
+	Root, Cwd Maybe[Place]
 
 	State ThreadState
 
