@@ -123,6 +123,9 @@ var flagsMet = struct {
 func keptFlags(v *procfs.SmapsVMA, huge bool) (string, error) {
 	const most = 1024 // answers that are worth keeping
 	key := flagsKey{v.Flags, huge, v.Prot&procfs.ProtShared != 0, v.AnonHuge != 0, isRing(&v.VMA)}
+	if v.Flags.Has(noCode) { // rare, and not a matter of the flags alone
+		return key.look()
+	}
 	flagsMet.Lock()
 	defer flagsMet.Unlock()
 	a, ok := flagsMet.all[key]

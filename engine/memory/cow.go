@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -82,7 +83,7 @@ func Share(d *object.Dumper) error {
 		seen[p.MM] = true
 		all = append(all, &cowSpace{c: c, mm: p.MM})
 	}
-	if len(all) < 2 {
+	if all = meeting(all); len(all) < 2 {
 		return nil
 	}
 	for _, s := range all {
@@ -124,6 +125,43 @@ func Share(d *object.Dumper) error {
 		return nil
 	})
 	return nil
+}
+
+// meeting returns the address spaces of which a part may lie where another has one, which those of programs that execve(2) has laid
+// out at random mostly do not.
+func meeting(all []*cowSpace) []*cowSpace {
+	type stretch struct {
+		start, end arch.Addr
+		space      int
+	}
+	var stretches []stretch
+	for i, s := range all {
+		for j := range s.c.parts {
+			if p := &s.c.parts[j]; !p.apart {
+				stretches = append(stretches, stretch{p.start, p.end, i})
+			}
+		}
+	}
+	slices.SortFunc(stretches, func(a, b stretch) int { return cmp.Compare(a.start, b.start) })
+	meets := make([]bool, len(all))
+	for i := 0; i < len(stretches); {
+		// All up to j lie without a gap.
+		end, several, j := stretches[i].end, false, i+1
+		for ; j < len(stretches) && stretches[j].start < end; j++ {
+			end = max(end, stretches[j].end)
+			several = several || stretches[j].space != stretches[i].space
+		}
+		for ; i < j; i++ {
+			meets[stretches[i].space] = meets[stretches[i].space] || several
+		}
+	}
+	var out []*cowSpace
+	for i, s := range all {
+		if meets[i] {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // whole returns the parts as they were before anything was taken out.

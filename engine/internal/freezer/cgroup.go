@@ -358,15 +358,12 @@ func (f *freeze) waitFrozen() error {
 	for _, g := range f.groups {
 		pause := 20 * time.Microsecond
 		for {
-			frozen, err := f.h.isFrozen(g.dir)
+			still, err := f.h.frozenOrEmpty(g.dir)
 			if err != nil {
 				return err
 			}
-			if frozen {
+			if still {
 				break
-			}
-			if empty, err := f.h.members(g.dir, true); err == nil && len(empty) == 0 {
-				break // all of it died
 			}
 			if err := f.late(); err != nil {
 				return err

@@ -166,26 +166,42 @@ func (h *hierarchy) setFrozen(dir *sys.FD, on bool) error {
 // isFrozen reports whether every task of the cgroup stands still, by whoever's
 // wish. The root of a hierarchy never does.
 func (h *hierarchy) isFrozen(dir *sys.FD) (bool, error) {
-	name := "freezer.state"
 	if h.way == WayV2 {
-		name = "cgroup.events"
+		frozen, _, err := v2Events(dir)
+		return frozen, err
 	}
-	b, err := readAt(dir, name)
+	b, err := readAt(dir, "freezer.state")
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil // the root has no such file
 	}
-	if err != nil {
-		return false, err
-	}
-	if h.way == WayV1 {
-		return string(bytes.TrimSpace(b)) == "FROZEN", nil
+	return string(bytes.TrimSpace(b)) == "FROZEN", err
+}
+
+// v2Events reads cgroup.events: whether every task of the cgroup stands still, and whether there is none.
+func v2Events(dir *sys.FD) (frozen, empty bool, err error) {
+	b, err := readAt(dir, "cgroup.events")
+	if errors.Is(err, unix.ENOENT) {
+		return false, false, nil // the root has no such file
 	}
 	for line := range bytes.SplitSeq(b, []byte{'\n'}) {
-		if string(line) == "frozen 1" {
-			return true, nil
-		}
+		frozen = frozen || string(line) == "frozen 1"
+		empty = empty || string(line) == "populated 0"
 	}
-	return false, nil
+	return frozen, empty, err
+}
+
+// frozenOrEmpty reports whether nothing in the cgroup runs: all of it stands still, or has died.
+func (h *hierarchy) frozenOrEmpty(dir *sys.FD) (bool, error) {
+	if h.way == WayV2 { // a list of its threads would hold up those that are on their way into the freezer
+		frozen, empty, err := v2Events(dir)
+		return frozen || empty, err
+	}
+	frozen, err := h.isFrozen(dir)
+	if err != nil || frozen {
+		return frozen, err
+	}
+	tasks, err := h.members(dir, true)
+	return err == nil && len(tasks) == 0, nil
 }
 
 // wanted reports whether somebody asked for this cgroup, not only for one
