@@ -1,6 +1,7 @@
 package files
 
 import (
+	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,14 @@ type meeter struct {
 	dir    *sys.FD // /proc/PID/fd, when it is first wanted; nil: paths do not mean the same to this process
 	path   string  // of that
 	buf    []byte
+	seen   map[int]sighting // by number, of lookAhead
+}
+
+// sighting is what a path that /proc shows of a descriptor leads to: the file itself.
+type sighting struct {
+	link string
+	stat unix.Stat_t
+	ok   bool
 }
 
 func newMeeter(p *object.Process) *meeter { return &meeter{p: p} }
@@ -51,16 +60,66 @@ func (m *meeter) meet(fd int, v *kernelview.File) (*object.OpenFile, error) {
 		return nil, err
 	}
 	if m.dir != nil && numbered(v) {
-		name := strconv.Itoa(fd)
-		n, err := unix.Readlinkat(m.dir.Int(), name, m.buf)
-		if err == nil && n < len(m.buf) {
-			f := &object.OpenFile{Process: m.p, FD: fd, Path: m.path + "/" + name, Link: string(m.buf[:n]), View: v, Named: true}
-			if isPath(f.Link) && unix.Lstat(f.Link, &f.Stat) == nil && isType(f, unix.S_IFREG) && uint64(f.Stat.Dev) == v.Dev.V && f.Stat.Ino == v.Ino.V {
-				return f, nil
-			}
+		s, looked := m.seen[fd]
+		if !looked {
+			s = m.look(fd, v, m.buf)
+		}
+		if s.ok {
+			return &object.OpenFile{Process: m.p, FD: fd, Path: m.path + "/" + strconv.Itoa(fd), Link: s.link, Stat: s.stat, View: v, Named: true}, nil
 		}
 	}
 	return object.Meet(m.p, fd, v)
+}
+
+// look needs nothing that changes but buf, which is for a path.
+func (m *meeter) look(fd int, v *kernelview.File, buf []byte) (s sighting) {
+	n, err := unix.Readlinkat(m.dir.Int(), strconv.Itoa(fd), buf)
+	if err != nil || n == len(buf) {
+		return s
+	}
+	s.link = string(buf[:n])
+	s.ok = isPath(s.link) && unix.Lstat(s.link, &s.stat) == nil && s.stat.Mode&unix.S_IFMT == unix.S_IFREG &&
+		uint64(s.stat.Dev) == v.Dev.V && s.stat.Ino == v.Ino.V
+	return s
+}
+
+// manyFiles is how many descriptors are looked at ahead, on all processors: below a quarter of that it does not pay.
+const manyFiles = 1024
+
+// lookAhead looks at the next descriptors of a table that want counts for, and forgets those before.
+func (m *meeter) lookAhead(fds []kernelview.FD, want func(*kernelview.File) bool) error {
+	m.seen = nil
+	if len(fds) < manyFiles/4 || runtime.GOMAXPROCS(0) < 2 {
+		return nil
+	}
+	if err := m.open(); err != nil || m.dir == nil {
+		return err
+	}
+	var todo []kernelview.FD
+	for _, fd := range fds {
+		if numbered(fd.File) && want(fd.File) {
+			todo = append(todo, fd)
+		}
+	}
+	found := make([]sighting, len(todo))
+	half := len(todo) / 2
+	look := func(from, to int, buf []byte) {
+		for i := from; i < to; i++ {
+			found[i] = m.look(todo[i].FD, todo[i].File, buf)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		look(half, len(todo), make([]byte, pathMax))
+	}()
+	look(0, half, m.buf)
+	<-done
+	m.seen = make(map[int]sighting, len(todo))
+	for i := range todo {
+		m.seen[todo[i].FD] = found[i]
+	}
+	return nil
 }
 
 // numbered says whether the kernel view knows a regular file's device and inode numbers, on a file system of which stat(2) shows just

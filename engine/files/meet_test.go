@@ -3,6 +3,7 @@ package files
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +72,32 @@ func TestMeeter(t *testing.T) {
 		path, err := pathOf(got)
 		if tt.named && (err != nil || path != got.Link) {
 			t.Errorf("%s: path %q, %v", got.Link, path, err)
+		}
+	}
+	// Ahead of many, on several threads, the same is seen.
+	var fds []kernelview.FD
+	for len(fds) < manyFiles/4 {
+		for i, file := range []*os.File{plain, renamed, removed, replaced, linked} {
+			fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			do(err)
+			t.Cleanup(func() { _ = unix.Close(fd) })
+			var st unix.Stat_t
+			do(unix.Fstat(fd, &st))
+			view := &kernelview.File{ID: kernelview.ID(i + 1), Mode: kernelview.Is(uint16(st.Mode)), Dev: kernelview.Is(uint64(st.Dev)), Ino: kernelview.Is(st.Ino), FSType: kernelview.Is(uint64(fs.Type))}
+			fds = append(fds, kernelview.FD{FD: fd, File: view})
+		}
+	}
+	do(m.lookAhead(fds, func(f *kernelview.File) bool { return f.ID != 1 }))
+	if want := len(fds) / 5 * 4; len(m.seen) != want && runtime.GOMAXPROCS(0) > 1 {
+		t.Errorf("%d descriptors were looked at ahead, not %d", len(m.seen), want)
+	}
+	for _, fd := range fds {
+		got, err := m.meet(fd.FD, fd.File)
+		do(err)
+		want, err := object.Meet(p, fd.FD, fd.File)
+		do(err)
+		if got.Link != want.Link || got.Path != want.Path || got.FD != want.FD || got.Stat != want.Stat || got.Named != (fd.File.ID <= 2) {
+			t.Errorf("%s: met ahead as %+v, want %+v", got.Link, got, want)
 		}
 	}
 	// What the kernel view does not know, or what may have other numbers than stat(2) shows, is not met by its name.

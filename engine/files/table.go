@@ -69,7 +69,13 @@ func dumpTable(d *object.Dumper, p *object.Process) error {
 		defer m.close()
 		s := &TableState{Entries: make([]TableEntry, 0, len(t.FDs))}
 		locked := map[kernelview.ID]bool{} // whose locks are in s
-		for _, fd := range t.FDs {
+		for i, fd := range t.FDs {
+			if i%manyFiles == 0 {
+				next := t.FDs[i:min(i+manyFiles, len(t.FDs))]
+				if err := m.lookAhead(next, func(f *kernelview.File) bool { _, known := ix.refs[f.ID]; return !known }); err != nil {
+					return stream.Ref{}, err
+				}
+			}
 			// One more descriptor of a file that is known. POSIX locks, though, belong to the process.
 			ref, known := ix.refs[fd.File.ID]
 			if locks, ok := fd.File.Locks.Get(); !known || locks || !ok {
