@@ -275,6 +275,7 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 			}
 		}
 		held.view.AreasAhead(leaders)
+		defer memory.LookAhead(d)()
 	}
 	// Objects first, for all processes, then the processes and threads that use them (design.md section 2).
 	for _, p := range d.Processes {

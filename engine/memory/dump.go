@@ -99,12 +99,13 @@ func (m *mmDump) dump(as *kernelview.AddressSpace) (stream.Ref, error) {
 	if err != nil {
 		return stream.Ref{}, err
 	}
-	guards, huge, err := guardsAndHuge(m.tid, m.arch.TaskSize)
-	if err != nil {
-		return stream.Ref{}, err
+	seen := m.lookOf()
+	if seen.err != nil {
+		return stream.Ref{}, seen.err
 	}
-	mm.Guards = guards
-	list, err := m.mappings(huge)
+	huge := seen.huge
+	mm.Guards = seen.guards
+	list, err := m.mappings(seen.maps, huge)
 	if err != nil {
 		return stream.Ref{}, err
 	}

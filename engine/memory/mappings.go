@@ -17,8 +17,8 @@ import (
 
 // mappings returns all mappings as far as this package needs what smaps says of them: the line of maps, Flags, and whether
 // AnonHuge, KernelPageSize and ProtectionKey are what they usually are. It checks for NUMA policies. huge is nil if it is not known.
-func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
-	list, policies, err := m.known()
+func (m *mmDump) mappings(maps []procfs.VMA, huge *[]Range) ([]procfs.SmapsVMA, error) {
+	list, policies, err := m.known(maps)
 	if err != nil {
 		return nil, err
 	}
@@ -49,11 +49,7 @@ func (m *mmDump) mappings(huge *[]Range) ([]procfs.SmapsVMA, error) {
 // known is what maps and the kernel view say together; nil when they leave anything open. The kernel page size of what is
 // not hugetlbfs, which has a flag, and not a device is the page size; a protection key makes the flags unknown. policies
 // says that numa_maps is to be looked at: the policy of the task itself is that of the thread and refused with it.
-func (m *mmDump) known() (list []procfs.SmapsVMA, policies bool, err error) {
-	maps, err := procfs.ReadMaps(m.tid)
-	if err != nil {
-		return nil, false, err
-	}
+func (m *mmDump) known(maps []procfs.VMA) (list []procfs.SmapsVMA, policies bool, err error) {
 	answer, err := m.d.View.Areas(m.tid)
 	if err != nil {
 		return nil, false, fmt.Errorf("looking at the mappings: %w", err)

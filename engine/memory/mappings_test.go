@@ -64,7 +64,7 @@ func TestKnownMappings(t *testing.T) {
 	needView(t)
 	pid := start(t, t.TempDir())
 	m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
-	list, policies, err := m.known()
+	list, policies, err := m.known(mapsOf(t, m.tid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestKnownEverywhere(t *testing.T) {
 				break // gone, a kernel thread, or not ours
 			}
 			_, huge, err1 := guardsAndHuge(pid, m.d.Arch.TaskSize)
-			list, _, err2 := m.known()
+			list, _, err2 := m.known(mapsOf(t, m.tid))
 			after, err3 := procfs.ReadSmaps(pid)
 			if errors.Join(err1, err2, err3) != nil || !slices.EqualFunc(before, after, asGood) {
 				continue
@@ -197,7 +197,7 @@ func TestUnknownMappings(t *testing.T) {
 		}
 		m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 		m.d.View = says{v, areas}
-		if list, _, err := m.known(); err != nil || list != nil {
+		if list, _, err := m.known(mapsOf(t, m.tid)); err != nil || list != nil {
 			t.Errorf("%s: %d mappings are known (%v)", name, len(list), err)
 		}
 	}
@@ -207,7 +207,7 @@ func TestUnknownMappings(t *testing.T) {
 		areas[3].Policy = policy
 		m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
 		m.d.View = says{v, areas}
-		if list, policies, err := m.known(); err != nil || list == nil || !policies {
+		if list, policies, err := m.known(mapsOf(t, m.tid)); err != nil || list == nil || !policies {
 			t.Errorf("policy %v: %d mappings, policies %v (%v)", policy, len(list), policies, err)
 		}
 	}
@@ -246,7 +246,7 @@ func TestUserfault(t *testing.T) {
 		t.Skip(said)
 	}
 	m := &mmDump{d: newDumper(t), arch: native(t), tid: pid}
-	if list, _, err := m.known(); err != nil || list != nil {
+	if list, _, err := m.known(mapsOf(t, m.tid)); err != nil || list != nil {
 		t.Errorf("%d mappings are known (%v)", len(list), err)
 	}
 	areas, err := v.Areas(pid)
@@ -263,4 +263,13 @@ func TestUserfault(t *testing.T) {
 	if err := m.d.Refusals(); err == nil || !strings.Contains(err.Error(), "userfaultfd") {
 		t.Errorf("refusals: %v", err)
 	}
+}
+
+func mapsOf(t testing.TB, tid int) []procfs.VMA {
+	t.Helper()
+	maps, err := procfs.ReadMaps(tid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return maps
 }

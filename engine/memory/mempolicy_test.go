@@ -21,7 +21,7 @@ func TestPolicies(t *testing.T) {
 	for name, huge := range map[string]*[]Range{"with PAGEMAP_SCAN": {}, "without": nil} {
 		d := &object.Dumper{View: needView(t), Arch: native(t), Warn: t.Logf}
 		m := &mmDump{d: d, arch: native(t), p: process(t, pid), tid: pid}
-		if _, err := m.mappings(huge); err != nil {
+		if _, err := m.mappings(mapsOf(t, m.tid), huge); err != nil {
 			t.Fatal(err)
 		}
 		if err := d.Refusals(); err != nil {
