@@ -56,7 +56,15 @@ func tcpPair(t *testing.T, family int) (client, server, listener int) {
 func tcpOf(t *testing.T, fd int) TCP {
 	t.Helper()
 	v := view(t)
-	s, err := v.TCP(fileOf(t, v, os.Getpid(), fd).ID)
+	file := fileOf(t, v, os.Getpid(), fd).ID
+	s, err := v.TCP(file)
+	for range 100 { // segments still come and go
+		if !errors.Is(err, errFault) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+		s, err = v.TCP(file)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
