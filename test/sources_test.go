@@ -123,6 +123,7 @@ var refusedClassically = map[string]bool{
 
 	"unixsocks":   true, // what waits in sockets cannot be seen without taking it
 	"unixsenders": true, // the same
+	"unixoob":     true, // the same
 	"tcpurgent":   true, // what is in sockets
 	"udp":         true, // what is in sockets
 	"rawsock":     true,

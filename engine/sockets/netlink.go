@@ -24,9 +24,12 @@ import (
 // and its options. Everything else of it is in the conversation, which it begins anew with each request.
 //
 // Refused by name: messages that nobody has read, an answer of several messages of which not all have been made (NLM_F_DUMP), lost
-// messages that it was not told of; and protocols in which the kernel keeps something for a port id that cannot be asked for: queues
-// and logs of netfilter, connector and audit, and generic netlink where there is a wireless card (nl80211 keeps for a port id which
+// messages that it was not told of; and what the kernel keeps for a port id and takes away with it: queues, logs and owned tables of
+// netfilter, everything of connector and audit, and generic netlink where there is a wireless card (nl80211 keeps for a port id which
 // frames it wants).
+//
+// Lost, because nothing tells of it: what other families of generic netlink keep so (listeners of taskstats, filters of devlink, memory
+// that is bound to a network card).
 type netlinkState struct {
 	Common
 	Type       uint32   `msgpack:"type"`     // SOCK_RAW or SOCK_DGRAM

@@ -25,12 +25,12 @@ import (
 //
 // The kernel tells: struct unix_sock, unix_address, unix_skb_parms and scm_fp_list (net/unix/af_unix.c, net/core/scm.c).
 //
-// Refused by name: a peer outside of the tree, unless a datagram socket has found it by its name; a byte sent with MSG_OOB;
-// timestamps of messages (SO_TIMESTAMP); SO_PEERCRED of a process that lives outside of the tree; a stream or pair that was given a path
-// behind connect or socketpair.
+// Refused by name: a peer outside of the tree, unless a datagram socket has found it by its name; timestamps of messages (SO_TIMESTAMP);
+// SO_PEERCRED of a process that lives outside of the tree; a stream or pair that was given a path behind connect or socketpair.
 //
 // Lost: that a process at the other end is the one that is meant by SO_PEERPIDFD (its number is right, the pidfd fails as for a
-// process that has ended), and how the sender of a message has ended, which the pidfd of SO_PASSPIDFD tells since Linux 6.16; security labels of messages (SO_PASSSEC) and peers (SO_PEERSEC); the inode number of a socket's file.
+// process that has ended), and how the sender of a message has ended, which the pidfd of SO_PASSPIDFD tells since Linux 6.16; security
+// labels of messages (SO_PASSSEC) and peers (SO_PEERSEC); the inode number of a socket's file.
 type unixState struct {
 	Type      uint16    `msgpack:"type"`              // SOCK_*
 	Address   []byte    `msgpack:"address,omitempty"` // what bind(2) was given behind the family: a path with its zero byte, or an abstract name with one before it
@@ -141,9 +141,6 @@ func (t *unixTree) add(d *object.Dumper, p *object.Process, u *kernelview.Unix) 
 	}
 	if t.namedPair(u, peer) {
 		return stream.Ref{}, object.Unsupportedf("it was made by socketpair(2) and bound to a path afterwards, which cannot be checkpointed")
-	}
-	if u.OOB {
-		return stream.Ref{}, object.Unsupportedf("a byte that was sent with MSG_OOB waits in it, which cannot be checkpointed")
 	}
 	for i := range u.Pending {
 		e := &u.Pending[i]

@@ -31,6 +31,9 @@ type unixMessage struct {
 	Sender stream.Ref   `msgpack:"sender,omitempty"` // absent: the peer
 	Files  []stream.Ref `msgpack:"files,omitempty"`  // SCM_RIGHTS
 	Cred   *unixSender  `msgpack:"cred,omitempty"`   // SCM_CREDENTIALS
+	// OOB is of the one byte that was sent with MSG_OOB last, or whose place is marked still although MSG_OOB has read it already: then Length
+	// is 0. One that another such byte has followed is a byte like others.
+	OOB bool `msgpack:"oob,omitempty"`
 }
 
 // unixSender is who has sent a message.
@@ -155,6 +158,11 @@ func (t *unixTree) message(d *object.Dumper, one unixTodo, v *kernelview.UnixMes
 		return nil, object.Unsupportedf("messages with the time of their arrival (SO_TIMESTAMP) wait in it, which cannot be checkpointed")
 	}
 	m := &unixMessage{Length: uint32(len(v.Data))}
+	if one.u.Type == unix.SOCK_STREAM { // what has been read lies in the queue only where it was sent with MSG_OOB (manage_oob in net/unix/af_unix.c)
+		if m.OOB = v.OOB || m.Length == 0; m.OOB && m.Length > 1 {
+			return nil, object.Unsupportedf("%d bytes that were sent with MSG_OOB wait in it, which cannot be checkpointed", m.Length)
+		}
+	}
 	if v.Sender != one.u.Peer {
 		sender, err := t.byID(v.Sender)
 		if err != nil {

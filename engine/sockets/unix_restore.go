@@ -145,7 +145,10 @@ func restoreUnixQueue(r *object.Restorer, _ stream.Ref, s *unixQueueState) error
 	for i := range s.Messages {
 		x := &s.Messages[i]
 		const most = 253 // SCM_MAX_FD
-		if len(x.Files) > most || x.Length == 0 && m.Type == unix.SOCK_STREAM {
+		if x.OOB && (m.Type != unix.SOCK_STREAM || x.Length > 1 || x.Length == 0 && len(x.Files) > 0) {
+			return object.BadImagef("a message of %d bytes sent with MSG_OOB is impossible", x.Length)
+		}
+		if len(x.Files) > most || x.Length == 0 && m.Type == unix.SOCK_STREAM && !x.OOB {
 			return object.BadImagef("a message of %d bytes with %d descriptors is impossible", x.Length, len(x.Files))
 		}
 		if c := x.Cred; c != nil {

@@ -1,6 +1,7 @@
 package sockets
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -97,6 +98,9 @@ func (m *madeUnix) sendOne(r *object.Restorer, x *unixWaiting) error {
 			quiet(end.n)
 		}
 	}
+	if x.OOB {
+		return m.sendOOB(from, x, control)
+	}
 	n, err := unix.SendmsgN(from.n, x.data, control, to, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	if err != nil {
 		return fmt.Errorf("putting a message of %d bytes into a unix socket: %w", len(x.data), err)
@@ -104,6 +108,31 @@ func (m *madeUnix) sendOne(r *object.Restorer, x *unixWaiting) error {
 	if n != len(x.data) {
 		return &object.Lacking{What: fmt.Sprintf("of a message of %d bytes %d fit into a unix socket", len(x.data), n),
 			Do: "raise net.core.wmem_max, or give cr-restore CAP_NET_ADMIN"}
+	}
+	return nil
+}
+
+// sendOOB sends a byte with MSG_OOB, and has one of which only the place is left read.
+func (m *madeUnix) sendOOB(from *madeUnix, x *unixWaiting, control []byte) error {
+	data := x.data
+	if x.Length == 0 {
+		data = []byte{0} // nobody will see it
+	}
+	err := unix.Sendmsg(from.n, data, control, nil, unix.MSG_OOB|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return &object.Lacking{What: "this kernel has no MSG_OOB of unix sockets", Err: err}
+	}
+	if err != nil {
+		return fmt.Errorf("putting a byte into a unix socket with MSG_OOB: %w", err)
+	}
+	if x.Length > 0 {
+		return nil
+	}
+	if m.n < 0 {
+		return object.BadImagef("unix socket %s has read something before it was accepted", m.ref)
+	}
+	if _, _, err := unix.Recvfrom(m.n, data, unix.MSG_OOB|unix.MSG_DONTWAIT); err != nil {
+		return fmt.Errorf("reading a byte from a unix socket with MSG_OOB: %w", err)
 	}
 	return nil
 }

@@ -83,6 +83,8 @@ func TestUnixHostile(t *testing.T) {
 		"of nobody asked for": unknown,
 		"of less than nobody": queue(unixSender{PID: -1}),
 		"of no user":          queue(unixSender{PID: 1, UID: ^uint32(0)}),
+		"long out of band":    restoreUnixQueue(r, stream.Ref{}, &unixQueueState{Socket: m.ref, Messages: []unixMessage{{Length: 2, OOB: true}}}),
+		"no bytes":            restoreUnixQueue(r, stream.Ref{}, &unixQueueState{Socket: m.ref, Messages: []unixMessage{{}}}),
 	} {
 		var bad *object.BadImage
 		if !errors.As(err, &bad) {

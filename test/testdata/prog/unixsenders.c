@@ -145,7 +145,7 @@ int main(int argc, char **argv)
 	/* one whose number another has */
 	pid_t twice = say(SOCK_DGRAM, "log", "twice", 0, &how[0]);
 	end(twice, how[0]);
-	uint64_t number = twice;
+	pid_t number = twice; /* where this is not allowed, nobody gets it */
 	struct clone_args args = { .exit_signal = SIGCHLD, .set_tid = (uintptr_t)&number, .set_tid_size = 1 };
 	pid_t heir = syscall(SYS_clone3, &args, sizeof args);
 	if (!heir) {
