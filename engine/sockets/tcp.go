@@ -24,7 +24,7 @@ import (
 // A connection goes on only where nobody else goes on with it: when the dump has ended the processes (see tcp_hold.go), or when its
 // other end is in the image too. Any other comes back as one that its peer has reset.
 //
-// Refused by name: connections that wait for accept(2), which no call can put into the queue of a listener; urgent data of
+// Refused by name: connections that wait for accept(2) where they cannot be put into the queue of a listener (tcp_waiting.go); urgent data of
 // one that does not go on; TCP-MD5 and TCP-AO keys; a protocol on top in the kernel (kTLS); MPTCP connections; a SYN that is kept for TCP_SAVED_SYN; a connect with data
 // (TCP Fast Open) under way; an error that the program has not seen and no restore can cause again (ETIMEDOUT ...).
 type tcpState struct {
@@ -36,14 +36,16 @@ type tcpState struct {
 	Shutdown uint8 `msgpack:"shutdown,omitempty"`
 	// Ended: there was a connection, or an attempt to make one. Connecting: a connect(2) that does not wait is, or was, under way, and
 	// its result has not been asked for.
-	Ended      bool     `msgpack:"ended,omitempty"`
-	Connecting bool     `msgpack:"connecting,omitempty"`
-	Err        int32    `msgpack:"errno,omitempty"`  // SO_ERROR has not told it yet
-	Local      string   `msgpack:"local,omitempty"`  // address and port, absent: none
-	Remote     string   `msgpack:"remote,omitempty"` // of a connection
-	Backlog    uint32   `msgpack:"backlog,omitempty"`
-	IP         ipState  `msgpack:"ip"`
-	TCP        []Option `msgpack:"tcp,omitempty"`
+	Ended      bool   `msgpack:"ended,omitempty"`
+	Connecting bool   `msgpack:"connecting,omitempty"`
+	Err        int32  `msgpack:"errno,omitempty"`  // SO_ERROR has not told it yet
+	Local      string `msgpack:"local,omitempty"`  // address and port, absent: none
+	Remote     string `msgpack:"remote,omitempty"` // of a connection
+	Backlog    uint32 `msgpack:"backlog,omitempty"`
+	// Waiting are the connections that wait for accept(2), in their order. Then Unread has the bytes of all of them.
+	Waiting []waitingState `msgpack:"waiting,omitempty"`
+	IP      ipState        `msgpack:"ip"`
+	TCP     []Option       `msgpack:"tcp,omitempty"`
 	// Kept: the connection goes on; else it comes back reset. The fields below are of a connection that goes on.
 	Kept      bool   `msgpack:"kept,omitempty"`
 	RcvNxt    uint32 `msgpack:"rcv_nxt,omitempty"` // the number that is expected next
@@ -88,7 +90,7 @@ func dumpTCP(d *object.Dumper, f *object.OpenFile) (*tcpState, error) {
 		return nil, err
 	}
 	h := holdOf(d)
-	if err := refuseTCP(&v, d.TCP, h.mustAccept(&v.Ends)); err != nil {
+	if err := refuseTCP(&v, d.TCP, h.mustAccept(&tcpEnd{v.Ends, f.View.ID})); err != nil {
 		return nil, err
 	}
 	// The kernel keeps something of its own with the sockets of MPTCP; of others socket.go refuses that.
@@ -119,6 +121,14 @@ func dumpTCP(d *object.Dumper, f *object.OpenFile) (*tcpState, error) {
 	switch v.State {
 	case kernelview.SocketListening:
 		s.Local, s.Backlog = v.Ends.Local.String(), v.MaxBacklog
+		if s.Waiting, v.Unread, err = h.dumpWaiting(d, f, &v, fd); err != nil {
+			return nil, err
+		}
+		if len(s.Waiting) > 0 && find(s.Options, "SO_BINDTODEVICE") != nil {
+			return nil, &object.Unsupported{What: "connections wait for accept(2) at a socket that is bound to a network interface, which cannot be checkpointed",
+				Do: "dump when the program has accepted them, or pass --tcp drop", Passes: true}
+		}
+		s.Unread = uint32(len(v.Unread))
 	case kernelview.SocketClosed:
 		if s.Ended = v.Connecting != ssUnconnected; s.Ended {
 			s.Unread = uint32(len(v.Unread))
@@ -336,6 +346,9 @@ func (s *tcpState) check() error {
 	}
 	if !s.Kept {
 		s.Sent, s.Unsent = 0, 0
+	}
+	if err := s.checkWaiting(); err != nil {
+		return err
 	}
 	return s.checkUrgent()
 }

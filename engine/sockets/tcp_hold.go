@@ -39,18 +39,23 @@ const (
 //
 // A dump by a ticket does not know what is to become of the processes: its hold lasts too, and belongs to the ticket (tcp_ticket.go).
 type tcpHold struct {
-	bound    *nethold.Hold
-	policy   string
-	kill     bool
-	ticket   string                // the name of the ticket's hold; empty: there is no ticket
-	ownNet   bool                  // the tree has a network namespace of its own, which it does not find again: its peers there are lost
-	inside   map[nethold.Conn]bool // connections whose other end is in the tree too
-	clients  map[uint16]bool       // ports that other connections of the tree lead to
-	waiting  uint32                // connections from outside that wait for accept(2) and go on here
-	lasting  nethold.Packets       // what is held after the end
-	silent   []*sys.FD
-	contents map[*tcpState][]byte
-	usual    usualTCP
+	bound   *nethold.Hold
+	policy  string
+	kill    bool
+	ticket  string                // the name of the ticket's hold; empty: there is no ticket
+	ownNet  bool                  // the tree has a network namespace of its own, which it does not find again: its peers there are lost
+	inside  map[nethold.Conn]bool // connections whose other end is in the tree too
+	clients map[uint16]bool       // ports that other connections of the tree lead to
+	waiting uint32                // connections from outside that wait for accept(2) and go on here
+	waits   map[nethold.Conn]bool // connections that wait for accept(2) and are kept (tcp_waiting.go)
+	inQueue map[kernelview.ID]bool
+	// connecting are the connections of the tree, as each end sees them.
+	connecting map[nethold.Conn]bool
+	alsoBound  []*nethold.Hold
+	lasting    nethold.Packets // what is held after the end
+	silent     []*sys.FD
+	contents   map[*tcpState][]byte
+	usual      usualTCP
 }
 
 // How long a hold lasts that nobody has lifted: the connections as long as anybody may come back to them, the ports of listening
@@ -65,7 +70,7 @@ const (
 func holdOf(d *object.Dumper) *tcpHold {
 	h, ok := d.Sockets.(*tcpHold)
 	if !ok {
-		h = &tcpHold{policy: d.TCP, kill: d.Kill, ticket: d.Hold, inside: map[nethold.Conn]bool{}, clients: map[uint16]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
+		h = &tcpHold{policy: d.TCP, kill: d.Kill, ticket: d.Hold, inside: map[nethold.Conn]bool{}, waits: map[nethold.Conn]bool{}, inQueue: map[kernelview.ID]bool{}, clients: map[uint16]bool{}, contents: map[*tcpState][]byte{}, usual: usualTCP{}}
 		d.Sockets = h
 	}
 	return h
@@ -97,17 +102,18 @@ func HoldTCP(d *object.Dumper) error {
 	for _, e := range ends {
 		switch {
 		case isConnection(e.State) || e.State == kernelview.SocketSynSent:
-			p.Conns = append(p.Conns, connOf(&e))
+			p.Conns = append(p.Conns, connOf(&e.TCPEnds))
 		case e.State == kernelview.SocketListening:
 			listens = append(listens, e.Local.Port())
 		}
 	}
 	all := map[nethold.Conn]bool{}
+	h.connecting = all
 	for _, c := range p.Conns {
 		all[c] = true
 	}
 	for _, e := range ends {
-		c := connOf(&e)
+		c := connOf(&e.TCPEnds)
 		if !isConnection(e.State) {
 			continue
 		}
@@ -149,12 +155,18 @@ func HoldTCP(d *object.Dumper) error {
 	if ends, err = tcpEnds(d); err != nil {
 		return err
 	}
+	if ends, err = h.holdWaiting(d, ends); err != nil {
+		return err
+	}
 	for _, e := range ends {
 		if e.State != kernelview.SocketListening {
 			continue
 		}
 		n := h.mustAccept(&e)
-		if h.waiting += e.Backlog - n; d.Kill { // else they go on here
+		if !h.inQueue[e.file] || !h.moves() {
+			h.waiting += e.Backlog - n
+		}
+		if d.Kill { // else they go on here
 			n += e.Half
 		}
 		if n > 0 {
@@ -166,8 +178,8 @@ func HoldTCP(d *object.Dumper) error {
 
 // mustAccept is how many connections a listening socket has to give to accept(2) before it can be dumped. Without Kill those from outside go
 // on here like all others; a restored image has them as connections that were reset before anybody had accepted them: not at all.
-func (h *tcpHold) mustAccept(e *kernelview.TCPEnds) uint32 {
-	if h.policy == PolicyDrop || !h.kill && !h.clients[e.Local.Port()] {
+func (h *tcpHold) mustAccept(e *tcpEnd) uint32 {
+	if h.inQueue[e.file] || h.policy == PolicyDrop || !h.kill && !h.clients[e.Local.Port()] {
 		return 0
 	}
 	return e.Backlog
@@ -198,9 +210,15 @@ func OpenPorts(ports any) error {
 	return nil
 }
 
+// tcpEnd is a socket, and the open file that has it.
+type tcpEnd struct {
+	kernelview.TCPEnds
+	file kernelview.ID
+}
+
 // tcpEnds asks for all TCP sockets of the tree.
-func tcpEnds(d *object.Dumper) ([]kernelview.TCPEnds, error) {
-	var ends []kernelview.TCPEnds
+func tcpEnds(d *object.Dumper) ([]tcpEnd, error) {
+	var ends []tcpEnd
 	err := files.EachFile(d, func(h files.Holder) error {
 		if h.File.Kind != kernelview.KindSocket {
 			return nil
@@ -211,7 +229,7 @@ func tcpEnds(d *object.Dumper) ([]kernelview.TCPEnds, error) {
 			return nil // of another kind, or it is refused when it is looked at
 		}
 		if err == nil {
-			ends = append(ends, e)
+			ends = append(ends, tcpEnd{e, h.File.ID})
 		}
 		return err
 	})
@@ -348,5 +366,9 @@ func Unhold(d *object.Dumper) error {
 		_ = fd.Close() // the processes have it too
 	}
 	h.silent = nil
-	return h.bound.Close()
+	errs := []error{h.bound.Close()}
+	for _, b := range h.alsoBound {
+		errs = append(errs, b.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -19,7 +19,7 @@ type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	window   uint16
-	fin      bool
+	fin, rst bool
 	urgent   bool
 	pointer  uint16 // to the urgent byte
 	data     []byte
@@ -29,6 +29,7 @@ const (
 	tcpHeader   = 20
 	ackFlag     = 0x10
 	finFlag     = 0x01
+	rstFlag     = 0x04
 	urgentFlag  = 0x20
 	injectTime  = 10 * time.Second
 	injectPause = 200 * time.Millisecond
@@ -44,6 +45,9 @@ func (s *segment) packet() []byte {
 	t[12], t[13] = tcpHeader/4<<4, ackFlag
 	if s.fin {
 		t[13] |= finFlag
+	}
+	if s.rst {
+		t[13] |= rstFlag
 	}
 	if s.urgent {
 		t[13] |= urgentFlag
@@ -138,6 +142,65 @@ func (m *tcpMade) injectUntil(t *tcpRestore, s segment, has func() (bool, error)
 		}
 		if time.Now().After(deadline) {
 			return errors.New("a segment does not reach it; is the loopback device up, and does no packet filter drop it?")
+		}
+	}
+}
+
+// A forger sends segments that seem to come from a peer.
+type forger struct {
+	raw *sys.FD
+	to  unix.Sockaddr
+}
+
+// newForger makes one that sends to a local address. What is held back lets packets with the mark pass.
+func newForger(to netip.Addr, mark uint32) (*forger, error) {
+	f := &forger{}
+	family, level, opt := unix.AF_INET, unix.IPPROTO_IP, unix.IP_HDRINCL
+	if to.Is4() {
+		f.to = &unix.SockaddrInet4{Addr: to.As4()}
+	} else {
+		family, level, opt, f.to = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_HDRINCL, &unix.SockaddrInet6{Addr: to.As16()}
+	}
+	n, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EPERM) {
+		return nil, &object.Lacking{What: "bringing a TCP connection into the queue of a listening socket", Err: err, Do: "give cr-restore CAP_NET_RAW"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making a raw socket: %w", err)
+	}
+	f.raw = sys.NewFD(n)
+	if err := errors.Join(unix.SetsockoptInt(n, level, opt, 1), unix.SetsockoptInt(n, unix.SOL_SOCKET, unix.SO_MARK, int(int32(mark)))); err != nil {
+		f.close()
+		return nil, fmt.Errorf("making a raw socket: %w", err)
+	}
+	return f, nil
+}
+
+func (f *forger) close() { _ = f.raw.Close() }
+
+// send sends a segment until it has done what it should.
+func (f *forger) send(s *segment, done func() (bool, error)) error {
+	for deadline := time.Now().Add(injectTime); ; {
+		if ok, err := f.try(s, injectPause, done); ok || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("a segment does not reach it; is the loopback device up, and does no packet filter drop it?")
+		}
+	}
+}
+
+// try sends a segment and says whether it has done what it should, for which it has some time.
+func (f *forger) try(s *segment, pause time.Duration, done func() (bool, error)) (bool, error) {
+	if err := unix.Sendto(f.raw.Int(), s.packet(), 0, f.to); err != nil {
+		return false, fmt.Errorf("sending a segment to it: %w", err)
+	}
+	for end := time.Now().Add(pause); ; time.Sleep(time.Millisecond) {
+		if ok, err := done(); ok || err != nil {
+			return ok, err
+		}
+		if time.Now().After(end) {
+			return false, nil
 		}
 	}
 }

@@ -21,7 +21,8 @@ const (
 	diagID           = 8  // offset of its struct inet_diag_sockid in a request,
 	diagIDAnswer     = 4  // and in an answer
 	diagCookie       = 40 // offset of the cookie in that
-	diagInode        = 68 // offset in an answer
+	diagUnread       = 56 // offset in an answer of what there is to read, in bytes
+	diagInode        = 68 // and of the inode number
 )
 
 // clearRemains ends what the kernel still has of connections whose processes are gone: sockets in TIME_WAIT, or without a file, that

@@ -36,7 +36,8 @@ type tcpRestore struct {
 	all   []*tcpMade
 	bound *nethold.Hold
 	mark  uint32
-	late  []*lastingHold // holds that are to be lifted
+	late  []*lastingHold        // holds that are to be lifted
+	lost  map[nethold.Conn]bool // those that wait for accept(2) and do not go on
 }
 
 // tcpKey is where a Restorer remembers it: no object has this number.
@@ -139,6 +140,12 @@ func ConnectTCP(r *object.Restorer) error {
 		}
 	}
 	for _, m := range t.all {
+		for i := range m.s.Waiting {
+			if c := m.s.Waiting[i].conn(m.s.Family); !r.DropTCP && !t.lost[c] {
+				held.Conns = append(held.Conns, c)
+				was = append(was, c)
+			}
+		}
 		if !isConnection(m.s.State) {
 			continue
 		}
@@ -514,7 +521,10 @@ func ReleaseTCP(r *object.Restorer) error {
 			}
 		}
 	}
-	return nil
+	if r.DropTCP {
+		return nil
+	}
+	return t.admitAll()
 }
 
 func (m *tcpMade) listen() error {
@@ -546,7 +556,9 @@ func (m *tcpMade) release() error {
 			}
 		}
 	}
-	m.content = nil
+	if s.State != kernelview.SocketListening { // else those that wait need it still
+		m.content = nil
+	}
 	if find(s.Options, "SO_REUSEADDR") == nil {
 		if err := sys.Setsockopt(m.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, number(0)); err != nil {
 			return fmt.Errorf("setting SO_REUSEADDR: %w", err)

@@ -117,7 +117,14 @@ func (t *tcpRestore) resetOutside(passed bool) int {
 		}
 	}
 	n := 0
+	t.lost = map[nethold.Conn]bool{}
 	for _, m := range t.all {
+		for i := range m.s.Waiting {
+			if c := m.s.Waiting[i].conn(m.s.Family); !all[nethold.Conn{Local: c.Remote, Remote: c.Local}] {
+				t.lost[c] = true
+				n++
+			}
+		}
 		if c := m.conn(); m.connection() && !all[nethold.Conn{Local: c.Remote, Remote: c.Local}] {
 			m.reset = true
 			n++

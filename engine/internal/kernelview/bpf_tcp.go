@@ -19,6 +19,11 @@ var (
 	fSockDone   = want("enum sock_flags.SOCK_DONE")
 
 	fIcskHalf = want("inet_connection_sock.icsk_accept_queue.qlen")
+	fIcskHead = want("inet_connection_sock.icsk_accept_queue.rskq_accept_head")
+	fReqNext  = want("request_sock.dl_next")
+	fReqSock  = want("request_sock.sk")
+	fReqTFO   = want("tcp_request_sock.tfo_listener")
+	fReqAttrs = want("bpf_tcp_req_attrs.mss") // what a kernel has that can make such a one
 	fIcskULP  = want("inet_connection_sock.icsk_ulp_ops")
 
 	fTcpWriteSeq  = want("tcp_sock.write_seq")
@@ -47,6 +52,9 @@ var (
 	fTcpAO        = want("tcp_sock.ao_info")
 	fTcpFastopen  = want("tcp_sock.fastopen_req")
 	fTcpSavedSYN  = want("tcp_sock.saved_syn")
+	fTcpTSOffset  = want("tcp_sock.tsoffset")
+	fTcpTSRecent  = want("tcp_sock.rx_opt.ts_recent")
+	fTcpUsecTS    = want("tcp_sock.tcp_usec_ts")
 
 	fCbSeq    = want("tcp_skb_cb.seq")
 	fCbEndSeq = want("tcp_skb_cb.end_seq")
@@ -162,8 +170,14 @@ func (v *bpfView) TCP(file ID) (TCP, error) {
 	if err != nil {
 		return TCP{}, err
 	}
-	t := TCP{}
-	sk := []byte(nil)
+	return v.tcpAt(addr)
+}
+
+// tcpAt reads the socket at an address.
+func (v *bpfView) tcpAt(addr uint64) (TCP, error) {
+	l, t := v.l, TCP{}
+	var sk []byte
+	var err error
 	if t.Ends, sk, err = v.tcpEnds(addr); err != nil {
 		return TCP{}, err
 	}
@@ -210,6 +224,93 @@ func (v *bpfView) TCP(file ID) (TCP, error) {
 		return TCP{}, fmt.Errorf("reading the queues of a TCP socket: %w", err)
 	}
 	return t, nil
+}
+
+// TCPWaitingEnds is documented with View.
+func (v *bpfView) TCPWaitingEnds(file ID) ([]TCPEnds, error) {
+	var all []TCPEnds
+	err := v.waiting(file, func(_ []byte, child uint64, at *TCPEnds) error {
+		e, _, err := v.tcpEnds(child)
+		e.atPort(at)
+		all = append(all, e)
+		return err
+	})
+	return all, err
+}
+
+// TCPWaiting is documented with View.
+func (v *bpfView) TCPWaiting(file ID) ([]TCP, error) {
+	l := v.l
+	if !l.hasAll(fReqTFO, fTcpTSOffset, fTcpTSRecent) {
+		return nil, missingTCP(fReqTFO)
+	}
+	var all []TCP
+	err := v.waiting(file, func(request []byte, child uint64, at *TCPEnds) error {
+		t, err := v.tcpAt(child)
+		if err != nil {
+			return err
+		}
+		t.Ends.atPort(at)
+		b, err := v.mem.peek(child, l.span["tcp_sock"])
+		if err != nil {
+			return err
+		}
+		t.Fastopen = flag(l, request, fReqTFO)
+		t.TSOffset, t.TSRecent, t.UsecTS = num[uint32](l, b, fTcpTSOffset), num[uint32](l, b, fTcpTSRecent), flag(l, b, fTcpUsecTS)
+		all = append(all, t)
+		return nil
+	})
+	return all, err
+}
+
+// atPort gives a connection that its peer has reset the port of its listening socket again (inet_put_port in net/ipv4/inet_hashtables.c).
+func (e *TCPEnds) atPort(listener *TCPEnds) {
+	if e.Local.Port() == 0 {
+		e.Local = netip.AddrPortFrom(e.Local.Addr(), listener.Local.Port())
+	}
+}
+
+// waiting calls f for each connection of a listening socket that waits for accept(2), with its struct tcp_request_sock, the address of its
+// socket, and the ends of the listening one.
+func (v *bpfView) waiting(file ID, f func(request []byte, child uint64, at *TCPEnds) error) error {
+	l := v.l
+	if !l.has(fReqAttrs) {
+		return &MissingError{What: "a kernel that can put connections into the queue of a listening socket", Fix: "use Linux 6.9 or later (bpf_sk_assign_tcp_reqsk)"}
+	}
+	if !l.hasAll(fIcskHead, fReqNext, fReqSock, fSkAckBacklog) {
+		return missingTCP(fIcskHead)
+	}
+	addr, _, err := v.sockOf(file)
+	if err != nil {
+		return err
+	}
+	e, _, err := v.tcpEnds(addr)
+	if err != nil {
+		return err
+	}
+	if e.State != SocketListening || e.Protocol != unix.IPPROTO_TCP {
+		return fmt.Errorf("reading the connections of a listening TCP socket: %w", ErrKind)
+	}
+	c, err := v.mem.peek(addr, l.span["inet_connection_sock"])
+	if err != nil {
+		return fmt.Errorf("reading a TCP socket: %w", err)
+	}
+	next, _ := l.uint(c, fIcskHead)
+	for n := uint32(0); next != 0; n++ {
+		if n > maxPackets { // what was read is no list: nobody can have that many files
+			return fmt.Errorf("reading the connections of a listening TCP socket: %w", errFault)
+		}
+		r, err := v.mem.peek(next, max(l.span["request_sock"], l.span["tcp_request_sock"]))
+		if err != nil {
+			return fmt.Errorf("reading a connection that waits: %w", err)
+		}
+		child, _ := l.uint(r, fReqSock)
+		if err := f(r, child, &e); err != nil {
+			return fmt.Errorf("reading a connection that waits: %w", err)
+		}
+		next, _ = l.uint(r, fReqNext)
+	}
+	return nil
 }
 
 // tcpQueues puts the streams together of which the queues have the parts.

@@ -20,6 +20,22 @@ func (v *classicalView) TCPEnds(id ID) (TCPEnds, error) {
 	return TCPEnds{}, missingSockets
 }
 
+// TCPWaitingEnds is documented with View.
+func (v *classicalView) TCPWaitingEnds(id ID) ([]TCPEnds, error) {
+	if _, err := v.held(id, KindSocket); err != nil {
+		return nil, err
+	}
+	return nil, missingSockets
+}
+
+// TCPWaiting is documented with View.
+func (v *classicalView) TCPWaiting(id ID) ([]TCP, error) {
+	if _, err := v.held(id, KindSocket); err != nil {
+		return nil, err
+	}
+	return nil, missingSockets
+}
+
 // TCP is documented with View.
 func (v *classicalView) TCP(id ID) (TCP, error) {
 	if _, err := v.held(id, KindSocket); err != nil {

@@ -49,6 +49,11 @@ type TCP struct {
 	Fastopen Maybe[bool] // a connect with data is under way
 	PeekOff  Maybe[int32]
 	SavedSYN Maybe[bool] // the SYN is there still, for TCP_SAVED_SYN
+
+	// Only TCPWaiting tells these: by what the own time stamps differ from the clock, the last one of the peer, and whether they count
+	// microseconds.
+	TSOffset, TSRecent Maybe[uint32]
+	UsecTS             Maybe[bool]
 }
 
 // What TCP.Urgent may be.

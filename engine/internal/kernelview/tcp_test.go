@@ -219,3 +219,91 @@ func TestTCPBacklog(t *testing.T) {
 		t.Errorf("no socket: %v", err)
 	}
 }
+
+// TestTCPWaiting reads the connections that wait for accept(2).
+func TestTCPWaiting(t *testing.T) {
+	_, _, l := tcpPair(t, unix.AF_INET)
+	v := view(t)
+	id := fileOf(t, v, os.Getpid(), l).ID
+	if all, err := v.TCPWaiting(id); err != nil || len(all) != 0 {
+		var missing *MissingError
+		if errors.As(err, &missing) {
+			t.Skip(err)
+		}
+		t.Fatalf("nobody waits: %+v, %v", all, err)
+	}
+	addr, err := unix.Getsockname(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const clients, closed, reset = 4, 2, 3
+	var fds [clients]int
+	for i := range fds {
+		if fds[i], err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Connect(fds[i], addr); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(fds[i], bytes.Repeat([]byte{byte(i)}, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Shutdown(fds[closed], unix.SHUT_WR); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptLinger(fds[reset], unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(fds[reset]); err != nil {
+		t.Fatal(err)
+	}
+	var all []TCP
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if all, err = v.TCPWaiting(id); err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == clients && all[closed].State == SocketCloseWait && all[reset].State == SocketClosed {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections wait, %+v", len(all), all)
+		}
+	}
+	ends, err := v.TCPWaitingEnds(id)
+	if err != nil || len(ends) != clients {
+		t.Fatalf("%+v, %v", ends, err)
+	}
+	for i := range all {
+		if all[i].Ends != ends[i] || ends[i].Local != netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(addr.(*unix.SockaddrInet4).Port)) {
+			t.Errorf("connection %d: %+v, %+v", i, all[i].Ends, ends[i])
+		}
+		if !bytes.Equal(all[i].Unread, bytes.Repeat([]byte{byte(i)}, i)) || len(all[i].Send) != 0 {
+			t.Errorf("connection %d: %d bytes to be read, %d to be sent", i, len(all[i].Unread), len(all[i].Send))
+		}
+		if i == reset {
+			continue
+		}
+		c := tcpOf(t, fds[i])
+		if c.Ends.Local != ends[i].Remote || c.SndNxt != all[i].RcvNxt || c.RcvNxt != all[i].SndUna || all[i].SndUna != all[i].WriteSeq {
+			t.Errorf("connection %d is not what its client has: %+v, %+v", i, all[i].Ends, c.Ends)
+		}
+		if f := all[i].Fastopen; !f.Known || f.V || !all[i].TSOffset.Known || !all[i].TSRecent.Known {
+			t.Errorf("connection %d: not all is known", i)
+		}
+		_ = unix.Close(fds[i])
+	}
+	if _, err := v.TCPWaiting(fileOf(t, v, os.Getpid(), tcpListenerless(t)).ID); !errors.Is(err, ErrKind) {
+		t.Errorf("of a socket that does not listen: %v", err)
+	}
+}
+
+func tcpListenerless(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
+}

@@ -127,6 +127,10 @@ type View interface {
 	// TCPEnds and TCP tell of a TCP or MPTCP socket: its ends alone, and all of it.
 	TCPEnds(file ID) (TCPEnds, error)
 	TCP(file ID) (TCP, error)
+	// TCPWaitingEnds and TCPWaiting tell of the connections of a listening TCP socket that wait for accept(2), in their order, where the
+	// kernel is one that can be given such. Fastopen says of one that its client has sent data with its SYN.
+	TCPWaitingEnds(file ID) ([]TCPEnds, error)
+	TCPWaiting(file ID) ([]TCP, error)
 }
 
 // ErrKind says that a file is not of the kind that was asked for, or that the
