@@ -35,6 +35,7 @@ var special = map[string]fixture{
 	"uring":       {needs: needsIOURing},
 	"tcp":         {ticks: true}, // delayed acknowledgements and repetitions go on, and time stamps
 	"tcpurgent":   {ticks: true}, // as tcp
+	"waiting":     {ticks: true}, // as tcp
 }
 
 func needsIOURing() string {
