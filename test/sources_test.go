@@ -117,6 +117,7 @@ func compareSources(t *testing.T, j *harness.Job) {
 // refusedClassically are the fixtures that hold something of which the classical source does not know enough.
 var refusedClassically = map[string]bool{
 	"fanotify":     true, // what waits in it, and how it was made
+	"unheard":      true, // the same
 	"vfork":        true, // a parent that waits cannot be stopped, nor asked
 	"vforkthread":  true,
 	"threadtimers": true, // of which thread a timer counts the time

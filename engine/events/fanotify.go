@@ -21,7 +21,7 @@ import (
 // The marks are made by cr-restore, at the very end, and read back: two of the kernel's rules let a call succeed that does less
 // than it was told (do_fanotify_mark in fs/notify/fanotify/fanotify_user.c).
 //
-// Refused by name: unread events, which nothing can put into another queue; events whose answer somebody waits for; groups of another
+// Refused by name: a watch of the dump's own reading of removed files (refuseRead); unread events, which nothing can put into another queue; events whose answer somebody waits for; groups of another
 // user namespace; marks on what no path leads to, or in a proc file system; an ignored mask that a modification clears, of an inode that is
 // open for writing, which the kernel does not set. Lost: who pays for the marks (fs.fanotify.max_user_marks), and the length of the queue
 // that fs.fanotify.max_queued_events was when the group was made.
@@ -182,6 +182,17 @@ func dumpFanotifyMark(d *object.Dumper, f *object.OpenFile, finder *files.Finder
 				Passes: true,
 			}
 		}
+	}
+	if err == nil {
+		err = refuseRead(d, m.Mask, func(r *files.Removed) bool {
+			switch m.On {
+			case procfs.OnMount:
+				return uint32(r.Mount) == m.ID
+			case procfs.OnFilesystem:
+				return r.On(m.Dev)
+			}
+			return r.On(m.Dev) && (r.Ino == m.Ino || s.Path == r.Dir && m.Mask&unix.FAN_EVENT_ON_CHILD != 0)
+		})
 	}
 	if err != nil {
 		return nil, err

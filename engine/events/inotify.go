@@ -24,7 +24,7 @@ import (
 // The watches are made by cr-restore, at the very end: whatever the restore itself opens would be an event. Their numbers are set
 // by INOTIFY_IOC_SETNEXTWD, as is the number that the next one gets.
 //
-// Refused by name: unread events, since nothing but what really happens to a file can put one into the queue; a watch whose
+// Refused by name: a watch of the dump's own reading of removed files (refuseRead); unread events, since nothing but what really happens to a file can put one into the queue; a watch whose
 // inode has neither path nor open file any more, or is in a proc file system. Lost: without the kernel view, which number comes next when the
 // watch with the highest number was removed.
 type inotifyFileState struct {
@@ -126,6 +126,11 @@ func dumpInotifyWatch(d *object.Dumper, finder *files.Finder, w *procfs.InotifyW
 	}
 	if odd := w.Mask &^ inotifyMask; odd != 0 {
 		return nil, object.Unsupportedf("its watch %d has flags (%#x) that cannot be restored", w.WD, odd)
+	}
+	if err := refuseRead(d, w.Mask, func(r *files.Removed) bool {
+		return r.On(w.Dev) && (r.Ino == w.Ino || path == r.Dir && w.Mask&unix.IN_EXCL_UNLINK == 0)
+	}); err != nil {
+		return nil, err
 	}
 	if st == nil {
 		ref, err := removedFile(d, in)

@@ -86,6 +86,16 @@ func heldInotifyProgram() error {
 	s.fail(os.Remove(dir + "/gone"))
 	s.put(23)(unix.InotifyInit1(0))
 	s.add(23, "/proc/self/status", unix.IN_MODIFY, 1)
+	s.fail(os.Mkdir(dir+"/sub", 0o755)) // where a file is read by the dump
+	s.fail(os.WriteFile(dir+"/sub/open", []byte("text"), 0o644))
+	s.put(24)(unix.InotifyInit1(0))
+	s.put(25)(unix.Open(dir+"/sub/open", unix.O_RDWR, 0))
+	s.fail(os.Remove(dir + "/sub/open"))
+	s.add(24, dir+"/sub", unix.IN_CREATE|unix.IN_ACCESS, 1)
+	s.put(26)(unix.InotifyInit1(0))
+	s.add(26, dir+"/sub", unix.IN_ALL_EVENTS|unix.IN_EXCL_UNLINK, 1) // which does not hear of it
+	s.put(27)(unix.InotifyInit1(0))
+	s.add(27, "/proc/self/fd/25", unix.IN_OPEN, 1)
 	return s.err
 }
 
@@ -95,12 +105,14 @@ func TestInotifyRefused(t *testing.T) {
 	c := filestest.Start(t, "heldinotify", "DIR="+dir)
 	err := filestest.Look(t, restored(filestest.Dumper(t, view, c.PID)))
 	var refused object.Refusals
-	if !errors.As(err, &refused) || len(refused) != 3 || refused.Pass() || !refused[:1].Pass() || refused.ExitCode() != object.ExitUnsupported {
-		t.Fatalf("refused %v, want three", err)
+	if !errors.As(err, &refused) || len(refused) != 5 || refused.Pass() || !refused[:1].Pass() || refused.ExitCode() != object.ExitUnsupported {
+		t.Fatalf("refused %v, want five", err)
 	}
 	for _, want := range []string{
 		"fd 20 -> anon_inode:inotify: it has events that were not read yet",
 		"fd 21 -> anon_inode:inotify: its watch 1 is of something to which no path leads",
+		"fd 24 -> anon_inode:inotify: it watches who opens or reads " + dir + "/sub/open (deleted)",
+		"fd 27 -> anon_inode:inotify: it watches who opens or reads " + dir + "/sub/open (deleted)",
 		"fd 23 -> anon_inode:inotify: its watch 1 is of a file of proc(5)",
 	} {
 		if !strings.Contains(err.Error(), want) {

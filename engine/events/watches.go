@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/files"
 	"crpipe/engine/object"
 )
 
@@ -14,6 +15,30 @@ type watcher interface {
 	// hold calls keep for every descriptor of the pool that start needs: it then is a duplicate that stays open.
 	hold(r *object.Restorer, keep func(fd *int)) error
 	start() error
+}
+
+// readEvents are the events of the dump's own reading of a file that has no name any more: IN_ and FAN_OPEN, _ACCESS and
+// _CLOSE_NOWRITE, and who is asked for leave to do so: FAN_OPEN_PERM, _ACCESS_PERM and _PRE_ACCESS.
+const readEvents = unix.IN_OPEN | unix.IN_ACCESS | unix.IN_CLOSE_NOWRITE | unix.FAN_OPEN_PERM | unix.FAN_ACCESS_PERM | unix.FAN_PRE_ACCESS
+
+// refuseRead refuses a watch that would tell of the dump's own reading, or ask for leave, which the stopped program could not give.
+func refuseRead(d *object.Dumper, mask uint32, tells func(r *files.Removed) bool) error {
+	if mask&readEvents == 0 {
+		return nil
+	}
+	all, err := files.RemovedFiles(d)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		if tells(&all[i]) {
+			return &object.Unsupported{
+				What: fmt.Sprintf("it watches who opens or reads %s, which the dump would have to do", all[i].Path),
+				Do:   "dump when that file is closed, or without these events (IN_OPEN, IN_ACCESS, IN_CLOSE_NOWRITE) or with IN_EXCL_UNLINK in the mask",
+			}
+		}
+	}
+	return nil
 }
 
 // StartWatches has all inotify instances and fanotify groups of the image watch what they are to watch. It is called right before the

@@ -28,9 +28,10 @@ type index struct {
 
 	sockets map[inode]bool
 
-	refs   map[kernelview.ID]stream.Ref // of open files that have been dumped
-	owners map[kernelview.ID]*pendingOwner
-	locked map[string]bool // files (lockedFile) that are locked through a descriptor of the tree
+	refs    map[kernelview.ID]stream.Ref // of open files that have been dumped
+	owners  map[kernelview.ID]*pendingOwner
+	removed *[]Removed      // nil: not looked for yet
+	locked  map[string]bool // files (lockedFile) that are locked through a descriptor of the tree
 }
 
 // Holder is a descriptor that leads to an open file. Of processes that share a table it names the first.
