@@ -6,7 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
-	"crpipe/engine/events"
 	"crpipe/engine/files"
 	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/sys"
@@ -14,7 +13,6 @@ import (
 	"crpipe/engine/memory"
 	"crpipe/engine/object"
 	"crpipe/engine/signals"
-	"crpipe/engine/sockets"
 	"crpipe/engine/tasks"
 	"crpipe/stream"
 )
@@ -94,12 +92,8 @@ func (rs *restoration) layOut() error {
 	return nil
 }
 
-// finishProcesses gives processes what belongs to them as a whole. The order matters: zombies must be there before
-// their parents may ignore SIGCHLD; the executable, roots and directories are taken from the pool before it goes.
+// finishProcesses gives processes what belongs to them as a whole: the executable, roots and directories from the pool before it goes.
 func (rs *restoration) finishProcesses() error {
-	if err := failpoint.After("restore.zombies", rs.endZombies()); err != nil {
-		return err
-	}
 	done := map[stream.Ref]bool{} // address spaces, directories, tables of actions
 	first := func(ref stream.Ref) bool {
 		before := done[ref]
@@ -134,20 +128,10 @@ func (rs *restoration) finishProcesses() error {
 	}); err != nil {
 		return err
 	}
-	if !atOnce {
-		if err := rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return files.TableCalls(rs.r, b, t) }); err != nil {
-			return err
-		}
+	if atOnce {
+		return nil
 	}
-	if err := rs.takeLocks(files.TableLockCalls); err != nil || !files.HasOwners(rs.plan) {
-		return err
-	}
-	// Or a pipe without the other end would tell its owner when we end. What letGo needs tells nobody.
-	late := rs.r.LateOf(events.TimerfdKind.Type, events.InotifyKind.Type, events.FanotifyKind.Type, files.DeletedKind.Type, files.MemfdKind.Type)
-	rs.r.CloseBut(append(late, sockets.TCPDescriptors(rs.r)...))
-	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error {
-		return files.OwnerCalls(rs.r, b, t, rs.hasTask)
-	})
+	return rs.tables(func(_ *process, t *files.TableState, b *tracee.Batch) error { return files.TableCalls(rs.r, b, t) })
 }
 
 // eachTakesItsTable says whether every thread that finishes an address space or takes directories for others also is the one
@@ -269,21 +253,12 @@ func (rs *restoration) finishThreads() error {
 	}); err != nil {
 		return err
 	}
-	if err := rs.eachSpace(func(p *process, b *tracee.Batch) error {
+	return rs.eachSpace(func(p *process, b *tracee.Batch) error {
 		if !alone(p) {
 			p.space.Settle(rs.r, b)
 		}
 		return nil
-	}); err != nil {
-		return err
-	}
-	if err := failpoint.Hit("restore.threads"); err != nil {
-		return err
-	}
-	if err := rs.finishSignals(); err != nil {
-		return err
-	}
-	return rs.bearLast()
+	})
 }
 
 // credentials gives a thread its own, and what comes behind them.

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/arch"
-	"crpipe/engine/events"
 	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/sys"
@@ -407,35 +406,8 @@ func (rs *restoration) passOn(all []*tracee.Task) error {
 	return nil
 }
 
-// letGo gives every thread its registers and lets the tree run. From the commit on nothing is undone any more.
+// letGo writes the ticket and lets the tree run. From the commit on nothing is undone any more.
 func (rs *restoration) letGo() (*Restored, error) {
-	if err := failpoint.After("restore.traces", rs.removeTraces(func(p *process) bool { return p.state.StopSignal == 0 && !p.clean })); err != nil {
-		return nil, err
-	}
-	if err := failpoint.After("restore.timers", events.StartTimers(rs.r)); err != nil {
-		return nil, err
-	}
-	var all []*tracee.Task
-	if err := rs.tracer.Do(func() error { // one visit to the tracer's thread for all
-		for _, p := range rs.procs {
-			if err := failpoint.After("restore.final", rs.setFinal(p)); err != nil {
-				return fmt.Errorf("process %d: %w", p.state.PID, err)
-			}
-			for _, t := range p.threads {
-				all = append(all, t.task)
-			}
-		}
-		return rs.passOn(all)
-	}); err != nil {
-		return nil, err
-	}
-	if err := failpoint.After("restore.released", sockets.ReleaseTCP(rs.r)); err != nil {
-		return nil, err
-	}
-	// Last of all that needs the pool, which it closes.
-	if err := failpoint.After("restore.watches", events.StartWatches(rs.r)); err != nil {
-		return nil, err
-	}
 	var roots, pids []int
 	for _, p := range rs.procs {
 		pids = append(pids, p.task.Pid)
@@ -466,7 +438,7 @@ func (rs *restoration) letGo() (*Restored, error) {
 	if err := rs.showTerminals(made); err != nil {
 		return nil, err
 	}
-	if err := rs.tracer.Commit(all, untied); err != nil {
+	if err := rs.tracer.Commit(rs.threads(), untied); err != nil {
 		rs.hideTerminals(made)
 		if rs.o.Frozen { // nobody is left in the freezer, which goes too
 			err = errors.Join(err, undoFrozen(rs.guard, freezer.Thaw(&ticket.state, freezer.ThawOptions{Partial: true, Warn: rs.o.Warn})))

@@ -342,7 +342,7 @@ func (rs *restoration) dryRun(reader *stream.Reader, rec *stream.Record) error {
 	return rs.printPlan(rs.o.Plan, pages, bytes)
 }
 
-// build makes everything, up to the point where the tree could be let go.
+// build makes everything, up to the point where the tree can be let go; its end is the table in ending.go.
 func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *stream.Record) error {
 	if err := rs.planLast(); err != nil {
 		return err
@@ -364,7 +364,7 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 	if err = failpoint.After("restore.tree", err); err != nil {
 		return err
 	}
-	if err := rs.holdNumbers(ctx); err != nil {
+	if err := failpoint.After("restore.held", rs.holdNumbers(ctx)); err != nil {
 		return err
 	}
 	if err := failpoint.After("restore.groups", rs.joinGroups()); err != nil {
@@ -401,19 +401,7 @@ func (rs *restoration) build(ctx context.Context, reader *stream.Reader, first *
 		return err
 	}
 	report(rs.o.Progress, "finishing", 0)
-	if err := rs.settleRings(); err != nil {
-		return err
-	}
-	if err := rs.finishSysV(); err != nil {
-		return err
-	}
-	if err := failpoint.After("restore.processes", rs.finishProcesses()); err != nil {
-		return err
-	}
-	if err := rs.notifyOfMessages(); err != nil {
-		return err
-	}
-	return rs.finishThreads()
+	return rs.finish()
 }
 
 // makeTree makes all processes. A number may still be held by a session of which only zombies are left; then it starts over

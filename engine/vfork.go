@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crpipe/engine/files"
+	"crpipe/engine/internal/failpoint"
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
@@ -278,7 +279,7 @@ func (rs *restoration) bearLast() error {
 		}
 	}
 	for _, p := range rs.last {
-		if err := rs.bearVfork(p); err != nil {
+		if err := failpoint.After("restore.vfork", rs.bearVfork(p)); err != nil {
 			return fmt.Errorf("process %d: %w", p.state.PID, err)
 		}
 		rs.procs = append(rs.procs, p)

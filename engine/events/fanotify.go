@@ -210,7 +210,7 @@ func dumpFanotifyMark(d *object.Dumper, f *object.OpenFile, finder *files.Finder
 }
 
 // FanotifyKind is the kind of fanotify groups.
-var FanotifyKind = object.NewFileKind("file.fanotify", claims(kernelview.KindFanotify, "anon_inode:[fanotify]"), dumpFanotify, restoreFanotify)
+var FanotifyKind = object.NewFileKind("file.fanotify", claims(kernelview.KindFanotify, "anon_inode:[fanotify]"), dumpFanotify, restoreFanotify).Late()
 
 // FanotifyObject is the record of a group itself.
 var FanotifyObject = object.NewKind(fanotifyType, restoreFanotifyObject)

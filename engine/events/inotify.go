@@ -329,7 +329,7 @@ func (w *pinnedWatch) add(fd, root int) error {
 }
 
 // InotifyKind is the kind of inotify instances.
-var InotifyKind = object.NewFileKind("file.inotify", claims(kernelview.KindInotify, "anon_inode:inotify"), dumpInotify, restoreInotify)
+var InotifyKind = object.NewFileKind("file.inotify", claims(kernelview.KindInotify, "anon_inode:inotify"), dumpInotify, restoreInotify).Late()
 
 // InotifyObject is the record of an instance itself.
 var InotifyObject = object.NewKind(inotifyType, restoreInotifyObject)

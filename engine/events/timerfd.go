@@ -170,4 +170,4 @@ func StartTimers(r *object.Restorer) error {
 }
 
 // TimerfdKind is the kind of timerfds.
-var TimerfdKind = object.NewFileKind("file.timerfd", claims(kernelview.KindTimerfd, "anon_inode:[timerfd]"), dumpTimerfd, restoreTimerfd)
+var TimerfdKind = object.NewFileKind("file.timerfd", claims(kernelview.KindTimerfd, "anon_inode:[timerfd]"), dumpTimerfd, restoreTimerfd).Late()

@@ -209,7 +209,7 @@ func makeAndRemove(dir string) (*sys.FD, error) {
 const deletedType stream.Type = "inode"
 
 // DeletedKind is the kind of open files on regular files without a name.
-var DeletedKind = object.NewFileKind("file.deleted", claimsDeleted, dumpDeleted, restoreUnnamed)
+var DeletedKind = object.NewFileKind("file.deleted", claimsDeleted, dumpDeleted, restoreUnnamed).Late()
 
 // DeletedObject is the record of such a file itself.
 var DeletedObject = object.NewKind(deletedType, restoreDeletedInode)

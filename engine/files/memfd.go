@@ -97,7 +97,7 @@ func restoreMemfdInode(r *object.Restorer, ref stream.Ref, s *memfdState) error 
 const memfdType stream.Type = "inode.memfd"
 
 // MemfdKind is the kind of open files on memfds.
-var MemfdKind = object.NewFileKind("file.memfd", claimsMemfd, dumpMemfd, restoreUnnamed)
+var MemfdKind = object.NewFileKind("file.memfd", claimsMemfd, dumpMemfd, restoreUnnamed).Late()
 
 // MemfdObject is the record of a memfd itself.
 var MemfdObject = object.NewKind(memfdType, restoreMemfdInode)

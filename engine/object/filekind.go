@@ -15,12 +15,19 @@ type FileKind struct {
 	restore func(r *Restorer, ref stream.Ref, state any) (int, error)
 
 	independent bool
+	late        bool
 }
 
 // Independent says that restore needs nothing but the state and the file system, and the Restorer only to read: it may run on any
 // thread, and before objects that come before it in the stream.
 func (k FileKind) Independent() FileKind {
 	k.independent = true
+	return k
+}
+
+// Late says that the last steps of a restore need the file, when the rest of the pool may be closed already.
+func (k FileKind) Late() FileKind {
+	k.late = true
 	return k
 }
 
@@ -82,6 +89,7 @@ type Kind struct {
 	decode  func(r *stream.Record) (any, error)
 	restore func(r *Restorer, ref stream.Ref, state any) error
 	open    func(r *Restorer, ref stream.Ref, state any) (int, error) // of independent files
+	late    bool                                                      // the last steps need the file
 }
 
 // Schema returns a zero state of the kind: a pointer to the struct that is the schema of its record.
@@ -99,7 +107,7 @@ func NewKind[S any](t stream.Type, restore func(*Restorer, stream.Ref, *S) error
 
 // AsKind returns the part of a file kind that reading a plan needs.
 func (k *FileKind) AsKind() Kind {
-	kind := Kind{Type: k.Type, schema: k.schema, decode: k.decode, restore: func(r *Restorer, ref stream.Ref, state any) error {
+	kind := Kind{Type: k.Type, schema: k.schema, decode: k.decode, late: k.late, restore: func(r *Restorer, ref stream.Ref, state any) error {
 		fd, err := k.restore(r, ref, state)
 		if err != nil {
 			return err

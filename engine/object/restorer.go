@@ -168,6 +168,9 @@ func (r *Restorer) MakeObjects() error {
 		if err = failpoint.After("restore.object", err); err != nil {
 			return fmt.Errorf("restoring %s: %w", o, err)
 		}
+		if o.kind.late {
+			r.Late(r.files[o.Ref.ID])
+		}
 	}
 	for _, f := range r.after {
 		if err := f(); err != nil {
@@ -199,23 +202,15 @@ func (r *Restorer) reserve() {
 // Late names a descriptor of the pool that the last steps need.
 func (r *Restorer) Late(fd int) { r.late = append(r.late, fd) }
 
-// LateOf returns the descriptors of the pool of the open files of some types, and those that Late has named.
-func (r *Restorer) LateOf(types ...stream.Type) []int {
-	kept := slices.Clone(r.late)
-	for i := range r.Plan.Objects {
-		o := &r.Plan.Objects[i]
-		if fd, ok := r.files[o.Ref.ID]; ok && slices.Contains(types, o.Type) {
-			kept = append(kept, fd)
-		}
-	}
-	return kept
+// Close closes the pool.
+func (r *Restorer) Close() {
+	r.late = nil
+	r.CloseEarly()
 }
 
-// Close closes the pool.
-func (r *Restorer) Close() { r.CloseBut(nil) }
-
-// CloseBut is Close for all pool descriptors but some, which the next Close closes.
-func (r *Restorer) CloseBut(kept []int) {
+// CloseEarly is Close for all pool descriptors but those that the last steps need, which Close closes.
+func (r *Restorer) CloseEarly() {
+	kept := slices.Clone(r.late)
 	r.extra = slices.DeleteFunc(r.extra, func(n int) bool { return slices.Contains(kept, n) })
 	defer func() { r.extra = kept }()
 	for _, f := range r.onClose {

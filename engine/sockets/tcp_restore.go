@@ -501,15 +501,6 @@ func stateOf(fd int) (uint8, error) {
 	return b[0], nil
 }
 
-// TCPDescriptors are those of this process that ReleaseTCP needs.
-func TCPDescriptors(r *object.Restorer) []int {
-	var all []int
-	for _, m := range tcpOf(r).all {
-		all = append(all, m.fd)
-	}
-	return all
-}
-
 // ReleaseTCP makes connections and listening sockets alive. Packets are still held back.
 func ReleaseTCP(r *object.Restorer) error {
 	t := tcpOf(r)

@@ -96,6 +96,7 @@ var Names = []string{
 	"restore.bank",
 	"restore.born",
 	"restore.tree",
+	"restore.held", // the numbers of those who are made last
 	"restore.groups",
 	"restore.terminals", // those that control sessions have them
 	"restore.leaders",
@@ -107,18 +108,28 @@ var Names = []string{
 	"restore.data",
 	"restore.filled",
 	"restore.connected", // TCP sockets have their addresses and queues
+	// The end of a restore is the table of ending.go.
+	"restore.rings",
+	"restore.sysv",
 	"restore.zombies",
 	"restore.processes",
+	"restore.tables",
+	"restore.owners",
+	"restore.notified",
 	"restore.outside",
 	"restore.threads",
 	"restore.stopped",
 	"restore.signals",
 	"restore.sleepers",
+	"restore.signalled",
+	"restore.vfork", // a child is made for which its parent waits
+	"restore.last",
 	"restore.traces",
 	"restore.timers",
-	"restore.watches",
 	"restore.final",
-	"restore.released",  // and are alive, but held back
+	"restore.ready",
+	"restore.released", // and are alive, but held back
+	"restore.watches",
 	"restore.told",      // the guard, of a tree that is left frozen
 	"restore.noted",     // or of one that is not, until all are untied
 	"restore.described", // the ticket is ready

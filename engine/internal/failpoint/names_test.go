@@ -12,7 +12,7 @@ import (
 
 // TestNames: every name of the table stands in the code just once, and no other does.
 func TestNames(t *testing.T) {
-	call := regexp.MustCompile(`(?i)failpoint(?:\.Hit|\.After)?\("([^"]*)"`)
+	call := regexp.MustCompile(`(?i)(?:failpoint(?:\.Hit|\.After)?|\bphase)\("([^"]*)"`)
 	met := map[string][]string{}
 	root := filepath.Join("..", "..", "..")
 	for _, top := range []string{"engine", "cmd"} {
