@@ -34,6 +34,7 @@ type Job struct {
 // Plan is jobs.json.
 type Plan struct {
 	Repository string // where the tests expect it: they have its path compiled in
+	First      Job    // before the others, for what it leaves behind: what it prints goes to the console
 	Jobs       []Job
 }
 
@@ -81,6 +82,9 @@ func run() error {
 	out, err := openPort("/dev/ttyS1")
 	if err != nil {
 		return err
+	}
+	if status, err := runJob(plan.First, os.Stdout); err != nil || status != 0 {
+		fmt.Printf("init: the first job: status 0x%x, %v\n", status, err)
 	}
 	for n, job := range plan.Jobs {
 		fmt.Fprintf(out, "\x01begin %d\n", n)
