@@ -46,6 +46,8 @@ var mayMiss = []string{
 	"skb_frag.len",
 	"skb_frag.offset",
 	"fsnotify_group.user_ns", // since 6.16
+	"tcp_sock.tcp_usec_ts",   // since 6.7
+	"bpf_tcp_req_attrs.mss",  // since 6.9
 	"unix_sock.recvmsg_inq",  // since 6.17, with SO_INQ
 	// Of io_uring:
 	"io_ring_ctx.clockid",           // since 6.12
