@@ -381,6 +381,11 @@ func writeTree(out io.Writer, d *object.Dumper, held *treeHold) error {
 	if err == nil {
 		err = failpoint.After("dump.proved", held.stoodStill())
 	}
+	for _, steady := range d.Steady {
+		if err == nil {
+			err = steady()
+		}
+	}
 	if err != nil {
 		// Best effort: where writing itself has failed the reader sees a truncated stream instead.
 		var errno unix.Errno

@@ -153,7 +153,7 @@ func (rs *restoration) settleRings() error {
 	if len(rs.rings) == 0 {
 		return nil
 	}
-	return rs.everyThread(func(t *thread, b *tracee.Batch) error {
+	if err := rs.everyThread(func(t *thread, b *tracee.Batch) error {
 		for _, u := range rs.rings {
 			if rs.ringMakers[u] == t {
 				if err := u.RegisterCalls(rs.r, b); err != nil {
@@ -163,7 +163,20 @@ func (rs *restoration) settleRings() error {
 			u.PlaceCalls(b, t.state.TID)
 		}
 		return nil
-	})
+	}); err != nil {
+		return err
+	}
+	for _, u := range rs.rings {
+		if err := u.Resubmit(rs.r, func(id int32, build func(*tracee.Batch)) (int, error) {
+			t := rs.threadOf(id)
+			b := rs.arena.NewBatch()
+			build(b)
+			return t.task.Tid, rs.tracer.RunOne(t.task, b)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endHelper ends a child of the first process and has that wait for it. id is its number there.

@@ -228,8 +228,8 @@ func (h *holdings) addRings(d *object.Dumper, tids []int) error {
 		for range u.Registered {
 			h.add(id, h.first[id])
 		}
-		for _, f := range u.Files {
-			if f != 0 && h.count[f] > 0 { // one that nobody has open otherwise is refused with the instance
+		for _, f := range u.Holds() {
+			if h.count[f] > 0 { // one that nobody has open otherwise is refused with the instance
 				h.add(f, h.first[f])
 			}
 		}

@@ -33,6 +33,7 @@ var special = map[string]fixture{
 	"vfork":       {not: "sigstop v1"}, // neither can stop the parent: TestUninterruptible
 	"vforkthread": {not: "sigstop v1"},
 	"uring":       {needs: needsIOURing},
+	"uringwaits":  {needs: needsIOURing},
 	"tcp":         {ticks: true}, // delayed acknowledgements and repetitions go on, and time stamps
 	"tcpurgent":   {ticks: true}, // as tcp
 	"waiting":     {ticks: true}, // as tcp

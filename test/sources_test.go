@@ -136,6 +136,7 @@ var refusedClassically = map[string]bool{
 	"leases":      true, // by which number one was taken, and who set its receiver of signals
 	"watchgone":   true, // which open file is the inode that is watched
 	"uring":       true, // how far the kernel has come in its rings
+	"uringwaits":  true, // the same
 	"aio":         true, // what of it is in flight
 	"inodes":      true, // whether a file of O_TMPFILE may be linked
 	"attributes":  true, // the default timer slack of a real-time thread

@@ -22,26 +22,27 @@ import (
 // contents of the rings are put in place. Completions without a request of their own, of multishot ones, come by messages from another
 // instance (IORING_OP_MSG_RING).
 //
-// Kept with it: registered files and the eventfd, the threads' registered rings. Refused by name: requests in flight; buffers and all
-// else that can be registered; a polling thread (IORING_SETUP_SQPOLL), rings in the program's own memory (IORING_SETUP_NO_MMAP).
+// Kept with it: registered files and the eventfd, the threads' registered rings, and requests that wait (uring_requests.go). Refused by
+// name: all other requests in flight; buffers and all else that can be registered; a polling thread (IORING_SETUP_SQPOLL), rings in the program's own memory (IORING_SETUP_NO_MMAP).
 // Lost: which place of the registered files is tried first for a new one; that the memory of the rings counts for RLIMIT_MEMLOCK.
 type uringState struct {
-	Flags        uint32       `msgpack:"flags"` // as F_GETFL
-	Setup        uint32       `msgpack:"setup,omitempty"`
-	SQEntries    uint32       `msgpack:"sq_entries"`
-	CQEntries    uint32       `msgpack:"cq_entries"`
-	SQHead       uint32       `msgpack:"sq_head,omitempty"`
-	CQTail       uint32       `msgpack:"cq_tail,omitempty"`
-	Offsets      []uint32     `msgpack:"offsets"`
-	RingSize     uint32       `msgpack:"ring_size"`
-	SQESize      uint32       `msgpack:"sqe_size"`
-	Submitter    int32        `msgpack:"submitter,omitempty"`
-	NoDrain      bool         `msgpack:"no_drain,omitempty"`
-	Eventfd      stream.Ref   `msgpack:"eventfd,omitempty"`
-	EventfdAsync bool         `msgpack:"eventfd_async,omitempty"`
-	FileSlots    uint32       `msgpack:"file_slots,omitempty"`
-	Files        []uringFile  `msgpack:"files,omitempty"`
-	Registered   []uringPlace `msgpack:"registered,omitempty"`
+	Flags        uint32         `msgpack:"flags"` // as F_GETFL
+	Setup        uint32         `msgpack:"setup,omitempty"`
+	SQEntries    uint32         `msgpack:"sq_entries"`
+	CQEntries    uint32         `msgpack:"cq_entries"`
+	SQHead       uint32         `msgpack:"sq_head,omitempty"`
+	CQTail       uint32         `msgpack:"cq_tail,omitempty"`
+	Offsets      []uint32       `msgpack:"offsets"`
+	RingSize     uint32         `msgpack:"ring_size"`
+	SQESize      uint32         `msgpack:"sqe_size"`
+	Submitter    int32          `msgpack:"submitter,omitempty"`
+	NoDrain      bool           `msgpack:"no_drain,omitempty"`
+	Eventfd      stream.Ref     `msgpack:"eventfd,omitempty"`
+	EventfdAsync bool           `msgpack:"eventfd_async,omitempty"`
+	FileSlots    uint32         `msgpack:"file_slots,omitempty"`
+	Files        []uringFile    `msgpack:"files,omitempty"`
+	Registered   []uringPlace   `msgpack:"registered,omitempty"`
+	Requests     []uringRequest `msgpack:"requests,omitempty"`
 
 	contents []byte `msgpack:"-"` // of the rings, and behind them of the entries: data records
 }
@@ -170,12 +171,18 @@ func dumpURing(d *object.Dumper, f *object.OpenFile) (*uringState, error) {
 		}
 		s.Files = append(s.Files, uringFile{uint32(i), ref})
 	}
+	if err := s.dumpRequests(d, &u); err != nil {
+		return nil, err
+	}
 	if err := s.check(); err != nil {
 		return nil, object.Unsupportedf("it cannot be checkpointed: %v", err)
 	}
 	s.contents = append(u.Rings, u.SQEs...)
 	if err := s.checkContents(s.contents); err != nil {
 		return nil, object.Unsupportedf("its ring was written to, or a completion is under way (%v)", err)
+	}
+	if u.InFlight > 0 {
+		d.Steady = append(d.Steady, func() error { return unchanged(view, f.View.ID, &u) })
 	}
 	return s, nil
 }
@@ -188,10 +195,16 @@ func refuseURing(u *kernelview.IOUring) error {
 		}
 	}
 	switch {
+	case int(u.InFlight) != len(u.Requests) && u.Unkept == "":
+		u.Unkept = "one that has just come"
+	case u.InFlight > maxRequests:
+		u.Unkept = "more than there is room for"
+	}
+	switch {
 	case u.Setup&^setupKept != 0:
 		return object.Unsupportedf("an io_uring instance made with flags (%#x) that this build does not know cannot be checkpointed", u.Setup)
-	case u.InFlight > 0:
-		return &object.Unsupported{What: fmt.Sprintf("an io_uring instance with %d requests in flight cannot be checkpointed", u.InFlight),
+	case u.Unkept != "":
+		return &object.Unsupported{What: fmt.Sprintf("an io_uring instance with %d requests in flight, among them %s, cannot be checkpointed", u.InFlight, u.Unkept),
 			Do: "dump when they are done, or have the program do without (an option of its own, UV_USE_IO_URING=0 for node)", Passes: true}
 	case len(u.Odd) > 0:
 		return object.Unsupportedf("an io_uring instance with %s cannot be checkpointed", u.Odd[0])
@@ -222,7 +235,11 @@ func heldFile(d *object.Dumper, id kernelview.ID) (stream.Ref, error) {
 		return stream.Ref{}, err
 	}
 	defer held.Close()
-	return d.File(held)
+	ref, err := d.File(held)
+	if err == nil && ref.IsZero() {
+		err = object.Unsupportedf("it needs the open file of descriptor %d (%s), which is refused itself", h.FD, held.Link)
+	}
+	return ref, err
 }
 
 // check says what of an instance is impossible.
@@ -251,7 +268,7 @@ func (s *uringState) check() error {
 	case uint64(s.Offsets[atCQEs])+uint64(s.CQEntries)*cqe > uint64(s.RingSize), s.Offsets[atCQEs] < uringHeader, s.RingSize > 4<<20,
 		s.Setup&setupNoSQArray == 0 && uint64(s.Offsets[atSQArray])+4*uint64(s.SQEntries) > uint64(s.RingSize):
 		return fmt.Errorf("a ring of %d bytes", s.RingSize)
-	case s.Setup&setupRDisabled != 0 && (s.SQHead != 0 || s.CQTail != 0 || s.Submitter != 0 || s.NoDrain):
+	case s.Setup&setupRDisabled != 0 && (s.SQHead != 0 || s.CQTail != 0 || s.Submitter != 0 || s.NoDrain || len(s.Requests) > 0):
 		return fmt.Errorf("requests before it was enabled")
 	case s.Submitter < 0 || s.Setup&setupRDisabled == 0 && (s.Setup&setupSingle != 0) != (s.Submitter != 0):
 		return fmt.Errorf("the submitter %d", s.Submitter)
@@ -276,6 +293,11 @@ func (s *uringState) check() error {
 			return fmt.Errorf("the registered ring %d of thread %d", p.Index, p.TID)
 		}
 		seen[p] = true
+	}
+	for i := range s.Requests {
+		if err := s.Requests[i].check(s); err != nil {
+			return err
+		}
 	}
 	_, err := s.advance()
 	return err

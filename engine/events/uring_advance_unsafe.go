@@ -29,12 +29,13 @@ type ringCourse struct {
 // advance returns the course to the counters of an instance; the error says why there is none.
 func (s *uringState) advance() (ringCourse, error) {
 	var c ringCourse
-	switch ahead := s.CQTail - s.SQHead; {
+	taken := s.SQHead - uint32(len(s.Requests)) // before those that are in flight
+	switch ahead := s.CQTail - taken; {
 	case ahead < 1<<31 && !s.NoDrain:
-		c = ringCourse{plain: s.SQHead, extra: ahead}
-	case ahead < 1<<31 && s.SQHead > 0:
-		c = ringCourse{silent: 1, plain: s.SQHead - 1, extra: ahead + 1}
-	case ahead >= 1<<31 && s.NoDrain && s.CQTail <= s.SQHead:
+		c = ringCourse{plain: taken, extra: ahead}
+	case ahead < 1<<31 && taken > 0:
+		c = ringCourse{silent: 1, plain: taken - 1, extra: ahead + 1}
+	case ahead >= 1<<31 && s.NoDrain && s.CQTail <= taken:
 		c = ringCourse{silent: -ahead, plain: s.CQTail}
 	default:
 		return c, fmt.Errorf("%d requests and %d completions", s.SQHead, s.CQTail)
@@ -84,6 +85,9 @@ func (m *ringMemory) unmap() error { return errors.Join(unix.Munmap(m.rings), un
 func (m *ringMemory) word(at int) *uint32 {
 	return (*uint32)(unsafe.Pointer(&m.rings[m.offsets[at]])) // aligned: checked, and mappings are
 }
+
+func (m *ringMemory) load(at int) uint32     { return atomic.LoadUint32(m.word(at)) }
+func (m *ringMemory) store(at int, v uint32) { atomic.StoreUint32(m.word(at), v) }
 
 func enterRing(fd int, submit uint32, flags uint32) error {
 	n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(fd), uintptr(submit), 0, uintptr(flags), 0, 0)
@@ -135,8 +139,9 @@ func (u *URing) Settle(run func(func(*tracee.Batch)) error) (err error) {
 	if err := alone(func() error { return u.walk(m, course, enter) }); err != nil {
 		return err
 	}
-	if got := [...]uint32{atomic.LoadUint32(m.word(atSQHead)), atomic.LoadUint32(m.word(atCQTail))}; got != [...]uint32{s.SQHead, s.CQTail} {
-		return fmt.Errorf("an io_uring instance has come to %d requests and completions instead of %d and %d", got, s.SQHead, s.CQTail)
+	taken := s.SQHead - uint32(len(s.Requests))
+	if got := [...]uint32{m.load(atSQHead), m.load(atCQTail)}; got != [...]uint32{taken, s.CQTail} {
+		return fmt.Errorf("an io_uring instance has come to %d requests and completions instead of %d and %d", got, taken, s.CQTail)
 	}
 	copy(m.rings, u.contents[:s.RingSize])
 	copy(m.sqes, u.contents[s.RingSize:])
@@ -159,11 +164,11 @@ func (u *URing) walk(m *ringMemory, c ringCourse, enter func(counts []uint32, fl
 	s := u.state
 	unread := s.CQTail - s.word(u.contents, atCQHead)
 	read := func() { // before each step
-		tail := atomic.LoadUint32(m.word(atCQTail))
+		tail := m.load(atCQTail)
 		if left := s.CQTail - tail; left >= unread {
-			atomic.StoreUint32(m.word(atCQHead), tail)
+			m.store(atCQHead, tail)
 		} else {
-			atomic.StoreUint32(m.word(atCQHead), s.CQTail-unread)
+			m.store(atCQHead, s.CQTail-unread)
 		}
 	}
 	submit := func(n uint32, flags byte) error {
@@ -182,7 +187,7 @@ func (u *URing) walk(m *ringMemory, c ringCourse, enter func(counts []uint32, fl
 				total += k
 			}
 			read()
-			atomic.StoreUint32(m.word(atSQTail), atomic.LoadUint32(m.word(atSQTail))+total)
+			m.store(atSQTail, m.load(atSQTail)+total)
 			if err := enter(counts, 0); err != nil {
 				return err
 			}
@@ -243,11 +248,11 @@ func (u *URing) sendCompletions(most uint32, f func(send func(n uint32) error) e
 		binary.NativeEndian.PutUint32(sqe[sqeFD:], uint32(u.place))
 	}
 	return f(func(n uint32) error {
-		atomic.StoreUint32(m.word(atSQTail), atomic.LoadUint32(m.word(atSQTail))+n)
+		m.store(atSQTail, m.load(atSQTail)+n)
 		if err := enterRing(int(fd), n, 0); err != nil {
 			return err
 		}
-		atomic.StoreUint32(m.word(atCQHead), atomic.LoadUint32(m.word(atCQHead+1)))
+		m.store(atCQHead, m.load(atCQHead+1))
 		return nil
 	})
 }

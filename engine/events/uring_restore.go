@@ -61,6 +61,9 @@ func URings(r *object.Restorer, exists func(tid int32) bool) ([]*URing, error) {
 		for _, p := range f.State.Registered {
 			threads = append(threads, p.TID)
 		}
+		for _, q := range f.State.Requests {
+			threads = append(threads, q.TID)
+		}
 		for _, tid := range threads {
 			if !exists(tid) {
 				return nil, object.BadImagef("an io_uring instance of thread %d, which the image does not have", tid)

@@ -66,12 +66,37 @@ func TestHostileURings(t *testing.T) {
 		{"asynchronous and nothing", ring(field("eventfd_async", true)), "eventfd"},
 		{"place outside", ring(field("registered", []any{stream.Map{field("tid", 5), field("index", 16)}})), "registered ring 16"},
 		{"place of nobody", ring(field("registered", []any{stream.Map{field("tid", 0), field("index", 1)}})), "registered ring 1"},
+		{"unknown request", waits(field("op", 5)), "operation 5 in flight"},
+		{"request of nobody", waits(field("tid", 0)), "of thread 0"},
+		{"request of no file", waits(field("file", stream.Ref{})), "of no file"},
+		{"request of two files", waits(field("fixed", true)), "of no file, or of two"},
+		{"request of an empty place", waits(field("file", stream.Ref{}), field("fixed", true), field("slot", 3)), "registered file 3"},
+		{"poll with a time", waits(field("left", 5)), "a timeout in 5 ns"},
+		{"timeout of a file", waits(field("op", 11)), "a timeout of a file"},
+		{"negative timeout", waits(field("op", 11), field("file", stream.Ref{}), field("left", -5)), "a timeout in -5 ns"},
+		{"timeout with an address", waits(field("op", 11), field("file", stream.Ref{}), field("addr", 4096)), "a timeout of a file"},
+		{"request before the ring is enabled", append(waits(), field("setup", 1<<6)), "before it was enabled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := filestest.Restore(t, uringImage(t, c.meta), nil)
 			badImage(t, err, c.want)
 		})
 	}
+}
+
+// waits is ring with a poll in flight; more replaces fields of that.
+func waits(more ...stream.Field) stream.Map {
+	q := stream.Map{{Name: "op", Value: 6}, {Name: "tid", Value: 4711}, {Name: "file", Value: stream.Ref{ID: 1, Class: "file"}}}
+	for _, f := range more {
+		i := slices.IndexFunc(q, func(g stream.Field) bool { return g.Name == f.Name })
+		if i < 0 {
+			q = append(q, f)
+		} else {
+			q[i] = f
+		}
+	}
+	q = slices.DeleteFunc(q, func(f stream.Field) bool { return f.Value == stream.Ref{} })
+	return ring(stream.Field{Name: "requests", Value: []any{q}})
 }
 
 func uringImage(t *testing.T, meta stream.Map) []byte {
@@ -89,6 +114,10 @@ func badImage(t *testing.T, err error, want string) {
 }
 
 func TestHostileURingContents(t *testing.T) {
+	_, err0 := filestest.Restore(t, uringImage(t, waits()), nil)
+	if err0 != nil {
+		t.Fatal(err0) // what the hostile ones are made of
+	}
 	restored := func(t *testing.T, meta stream.Map) *filestest.Restored {
 		t.Helper()
 		r, err := filestest.Restore(t, uringImage(t, meta), nil)

@@ -27,6 +27,7 @@ type index struct {
 	sides              map[kernelview.ID]Holder // masters by the identity of their side; nil: not asked yet
 
 	sockets map[inode]bool
+	rings   map[kernelview.ID]int // references that io_uring instances of the tree hold to open files
 
 	refs    map[kernelview.ID]stream.Ref // of open files that have been dumped
 	owners  map[kernelview.ID]*pendingOwner
@@ -142,6 +143,7 @@ func buildIndex(d *object.Dumper) (*index, error) {
 		pipes:   map[inode]*pipeUse{},
 		ttys:    map[uint64][]int32{},
 		sockets: map[inode]bool{},
+		rings:   map[kernelview.ID]int{},
 		refs:    map[kernelview.ID]stream.Ref{},
 		owners:  map[kernelview.ID]*pendingOwner{},
 		locked:  map[string]bool{},
@@ -180,7 +182,42 @@ func buildIndex(d *object.Dumper) (*index, error) {
 			}
 		}
 	}
+	ix.enterRings(d)
 	return ix, nil
+}
+
+// enterRings counts what io_uring instances hold. One that cannot be looked at holds nothing here, and is refused.
+func (ix *index) enterRings(d *object.Dumper) {
+	view, ok := d.View.(kernelview.IOUringView)
+	if !ok {
+		return
+	}
+	for id, holders := range ix.holders {
+		if holders[0].File.Kind != kernelview.KindIOUring {
+			continue
+		}
+		u, err := view.IOUring(id, nil)
+		if err != nil {
+			continue
+		}
+		for _, f := range u.Holds() {
+			ix.rings[f]++
+		}
+	}
+}
+
+// references is how often the tree holds an open file, mappings aside.
+func (ix *index) references(file kernelview.ID) int64 {
+	return int64(len(ix.holders[file]) + ix.rings[file])
+}
+
+// References is how often the tree holds an open file by descriptors and io_uring instances.
+func References(d *object.Dumper, file kernelview.ID) (int64, error) {
+	ix, err := indexOf(d)
+	if err != nil {
+		return 0, err
+	}
+	return ix.references(file), nil
 }
 
 // withTables is p, and for each of its threads that has a descriptor table that is not its leader's, p as that thread sees it.

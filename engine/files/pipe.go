@@ -100,7 +100,7 @@ func (use *pipeUse) isOutside(ix *index, view *kernelview.Pipe) bool {
 		return true
 	}
 	for _, f := range use.files {
-		if refs, ok := f.Refs.Get(); ok && refs > int64(len(ix.holders[f.ID])) {
+		if refs, ok := f.Refs.Get(); ok && refs > ix.references(f.ID) {
 			return true
 		}
 	}

@@ -10,11 +10,11 @@ import (
 // refuseShared refuses a socket that somebody outside of the tree has too: a restore makes one of its own, and what is sent to the one
 // does not reach the other.
 func refuseShared(d *object.Dumper, f *object.OpenFile) error {
-	holders, err := files.Holders(d, f.View.ID)
+	own, err := files.References(d, f.View.ID)
 	if err != nil {
 		return err
 	}
-	if refs, ok := f.View.Refs.Get(); ok && refs > int64(len(holders)) {
+	if refs, ok := f.View.Refs.Get(); ok && refs > own {
 		return &object.Unsupported{What: "the socket is also held outside of the tree",
 			Do: fmt.Sprintf("dump the whole job, or pass --external '%s' and give it back at restore with --inherit", f.Link)}
 	}

@@ -135,6 +135,11 @@ func (v *bpfView) IOUring(file ID, tids []int) (IOUring, error) {
 	if err := v.uringFiles(&u, b); err != nil {
 		return IOUring{}, fmt.Errorf("reading the registered files of an io_uring instance: %w", err)
 	}
+	if u.InFlight > 0 {
+		if err := v.uringRequests(&u, b, ctx); err != nil {
+			return IOUring{}, fmt.Errorf("reading the requests of an io_uring instance: %w", err)
+		}
+	}
 	if err := v.uringEventfd(&u, get(fURingEventfd)); err != nil {
 		return IOUring{}, fmt.Errorf("reading an io_uring instance: %w", err)
 	}
@@ -296,7 +301,7 @@ func (v *bpfView) uringFiles(u *IOUring, b []byte) error {
 	if err != nil {
 		return err
 	}
-	u.Files = make([]ID, len(table))
+	u.Files, u.nodes = make([]ID, len(table)), table
 	tagged := false
 	for i, at := range table {
 		if at == 0 {

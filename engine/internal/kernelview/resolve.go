@@ -30,10 +30,15 @@ func kernelSpec() (*btf.Spec, error) {
 func resolveFields(spec *btf.Spec) []location {
 	found := make([]location, len(fieldPaths))
 	types := make(map[string]btf.Type)
+	unnamed := unnamedConstants(spec)
 	for i, path := range fieldPaths {
 		name, rest, isMember := strings.Cut(path, ".")
 		if enum, ok := strings.CutPrefix(name, "enum "); ok {
-			found[i] = enumerator(spec, enum, rest)
+			if enum == "" {
+				found[i] = unnamed[rest]
+			} else {
+				found[i] = enumerator(spec, enum, rest)
+			}
 			continue
 		}
 		t, seen := types[name]
@@ -49,6 +54,39 @@ func resolveFields(spec *btf.Spec) []location {
 			continue
 		}
 		found[i] = member(t, rest)
+	}
+	return found
+}
+
+// unnamedConstants looks up the wanted constants of enumerations without a name.
+// It walks all types, so nothing is looked for twice. A name that is there with
+// different values stays unknown.
+func unnamedConstants(spec *btf.Spec) map[string]location {
+	found := make(map[string]location)
+	for _, path := range fieldPaths {
+		if name, ok := strings.CutPrefix(path, "enum ."); ok {
+			found[name] = location{}
+		}
+	}
+	for t, err := range spec.All() {
+		if err != nil {
+			return nil
+		}
+		e, ok := t.(*btf.Enum)
+		if !ok || e.Name != "" {
+			continue
+		}
+		for _, v := range e.Values {
+			old, wanted := found[v.Name]
+			if !wanted || v.Value >= maxStructSize {
+				continue
+			}
+			now := location{kind: locValue, offset: uint32(v.Value), size: 1}
+			if old.kind != locMissing && old != now {
+				now = location{}
+			}
+			found[v.Name] = now
+		}
 	}
 	return found
 }

@@ -63,6 +63,11 @@ var mayMiss = []string{
 	"io_ring_ctx.param_region.ptr",  // since 6.14
 	"io_ring_ctx.zcrx_ctxs.xa_head", // since 6.15
 	"io_ring_ctx.nr_req_allocated",  // since 6.16
+	"io_kiocb.tctx",                 // since 6.13, as the next
+	"io_kiocb.file_node",
+	"io_timeout.repeats",                                                                    // since 6.4
+	"enum .REQ_F_MULTISHOT_BIT", "enum .REQ_F_POLL_NO_LAZY_BIT", "enum .REQ_F_CAN_POLL_BIT", // 6.7 to 6.10
+	"enum .REQ_F_SQE_COPIED_BIT", // since 6.17
 }
 
 // either are fields of which every kernel has one: what moved.

@@ -77,6 +77,13 @@ func TestIOUring(t *testing.T) {
 	if u = look(); u.SQHead != 4 || u.CQTail != 3 || u.InFlight != 1 {
 		t.Errorf("with a poll that waits: %d taken, %d complete, %d in flight", u.SQHead, u.CQTail, u.InFlight)
 	}
+	if !v.l.has(fReqOp) || !v.l.has(fURingHash) {
+		t.Log("this kernel does not tell of requests")
+	} else if len(u.Requests) != 1 || u.Unkept != "" {
+		t.Errorf("requests %+v, %s", u.Requests, u.Unkept)
+	} else if r := u.Requests[0]; r.Op != pollAdd || r.Tid != c.pid() || r.File != fileOf(t, v, c.pid(), int(eventfd)).ID || r.Slot != -1 || r.Flags&0xffff&^(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL|unix.POLLRDHUP) != unix.POLLIN || r.Len != 0 || r.Skip {
+		t.Errorf("the request is %+v", r)
+	}
 	if got := c.bytes(sqes, 4096); !slices.Equal(got, u.SQEs) {
 		t.Error("the entries are not those that the process sees")
 	}
