@@ -140,6 +140,9 @@ func countHoldings(d *object.Dumper, refuse bool) (*holdings, error) {
 		for _, id := range []kernelview.Maybe[kernelview.ID]{t.View.Files, t.View.MM} {
 			if id.Known && id.V != 0 {
 				users[id.V]++
+				if t == t.Process.Leader() {
+					users[id.V] += int32(t.Process.IOWorkers)
+				}
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -90,6 +91,12 @@ func readProcess(d *object.Dumper, held *treeHold, pid int) (*object.Process, er
 				return nil, err
 			}
 		}
+		if worker, err := isIOWorker(t); err != nil {
+			return nil, err
+		} else if worker {
+			p.IOWorkers++
+			continue
+		}
 		if t.Stat.State == 'Z' || t.Stat.State == 'X' {
 			if tid != pid {
 				return nil, p.Error("", fmt.Errorf("thread %d is ending: %w", tid, errTransient))
@@ -103,6 +110,17 @@ func readProcess(d *object.Dumper, held *treeHold, pid int) (*object.Process, er
 		return nil, p.Error("", fmt.Errorf("has no live thread in state %c: %w", p.Stat.State, errTransient))
 	}
 	return p, nil
+}
+
+// isIOWorker says whether a thread is one that the kernel has made to work for io_uring (create_io_thread in kernel/fork.c). It runs no
+// code of the program, comes by itself when it is needed, and while no request is in flight it has nothing to do.
+func isIOWorker(t *object.Thread) (bool, error) {
+	const ioWorker = 0x10 // PF_IO_WORKER, linux/sched.h, since Linux 5.12
+	if t.TID == t.Process.PID || !strings.HasPrefix(t.Status.Name, "iou-") {
+		return false, nil
+	}
+	st, err := procfs.ReadThreadStat(t.Process.PID, t.TID) // any thread may be called so
+	return st.Flags&ioWorker != 0, err
 }
 
 // orderByAncestry sorts parents before children, roots first, by start time and then pid among equals.

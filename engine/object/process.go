@@ -18,8 +18,10 @@ type Process struct {
 	Status  *procfs.Status // of the leader, dead or not
 	Parent  *Process       // nil for the root of the tree
 	Threads []*Thread      // live threads, the leader first unless it is dead
-	View    *kernelview.Process
-	Job     JobState
+	// IOWorkers is how many more there are, which the kernel has made for io_uring and which are no part of the image.
+	IOWorkers int
+	View      *kernelview.Process
+	Job       JobState
 
 	// What the families found; zero until they ran.
 	Memory                          any                  // what package memory keeps of the address space between its steps
