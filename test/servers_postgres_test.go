@@ -2,7 +2,6 @@ package test
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,7 +16,10 @@ import (
 var postgresServer = server{name: "postgres", script: "postgres.sh", needs: []string{"/usr/lib/postgresql/*/bin/postgres", "pgbench", "psql"}, user: 65534, load: postgresLoad}
 
 func postgresLoad(l *load, dir, port string) {
-	l.start("psql", func(c *client) error { return postgresCounter(c, dir, port) })
+	l.start("psql", func(c *client) error {
+		return countBySQL(c, postgresClient(port, "psql", "-qAtX", "-v", "ON_ERROR_STOP=1"),
+			func(int) string { return "UPDATE counter SET n = n + 1 RETURNING n;" }, filepath.Join(dir, "counted"))
+	})
 	outside, longest := 0, 0
 	l.start("pgbench", func(c *client) error {
 		for run := 0; !c.stopped(); run++ {
@@ -38,44 +40,6 @@ func postgresClient(port, name string, args ...string) *exec.Cmd {
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "PGHOST=127.0.0.1", "PGPORT=" + port, "PGUSER=postgres", "PGDATABASE=postgres"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd
-}
-
-// postgresCounter counts in a table and leaves in DIR/counted how far it came.
-func postgresCounter(c *client, dir, port string) error {
-	cmd := postgresClient(port, "psql", "-qAtX", "-v", "ON_ERROR_STOP=1")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	var said strings.Builder
-	cmd.Stderr = &said
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	hung := time.AfterFunc(time.Until(deadline()), func() { _ = cmd.Process.Kill() })
-	defer hung.Stop()
-	lines, n := bufio.NewReader(out), 0
-	for ; c.pause(5 * time.Millisecond); n++ {
-		line := ""
-		if _, err = fmt.Fprintln(in, "UPDATE counter SET n = n + 1 RETURNING n;"); err == nil {
-			line, err = lines.ReadString('\n')
-		}
-		if err == nil && line != fmt.Sprintln(n+1) {
-			err = fmt.Errorf("%q, want %d", line, n+1)
-		}
-		if err != nil {
-			break
-		}
-		c.answered()
-	}
-	if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil {
-		return fmt.Errorf("psql: %w: %s", err, said.String())
-	}
-	return os.WriteFile(filepath.Join(dir, "counted"), fmt.Appendf(nil, "%d\n", n), 0o644)
 }
 
 // pgbench works for some seconds and returns how many transactions were made, all of them acknowledged.

@@ -1,9 +1,12 @@
 package test
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -161,6 +164,43 @@ func (l *load) end() {
 	l.t.Log(said)
 }
 
+// countBySQL has a client of a database execute a statement again and again, the n-th of which returns n, and leaves in a file how far it came.
+func countBySQL(c *client, cmd *exec.Cmd, statement func(n int) string, counted string) error {
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	hung := time.AfterFunc(time.Until(deadline()), func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+	lines, n := bufio.NewReader(out), 0
+	for ; c.pause(5 * time.Millisecond); n++ {
+		line := ""
+		if _, err = fmt.Fprintln(in, statement(n+1)); err == nil {
+			line, err = lines.ReadString('\n')
+		}
+		if err == nil && line != fmt.Sprintln(n+1) {
+			err = fmt.Errorf("%q, want %d", line, n+1)
+		}
+		if err != nil {
+			break
+		}
+		c.answered()
+	}
+	if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil {
+		return fmt.Errorf("%s: %w: %s", cmd.Args[0], err, said.String())
+	}
+	return os.WriteFile(counted, fmt.Appendf(nil, "%d\n", n), 0o644)
+}
+
 // deadline is far in the future: a client that waits longer has lost its connection.
 func deadline() time.Time { return time.Now().Add(90 * time.Second * harness.Slow()) }
 
@@ -180,7 +220,7 @@ func freePort(t *testing.T) string {
 }
 
 func servers() []server {
-	return []server{redisServer, postgresServer, nginxServer, haproxyServer,
+	return []server{redisServer, postgresServer, mariadbServer, nginxServer, haproxyServer,
 		webServer("go", func(t *testing.T) []string { return []string{harness.GoProg(t, "web")} }),
 		webServer("node", func(*testing.T) []string { return []string{"/usr/bin/node", script("web.js")} }),
 		webServer("asyncio", func(*testing.T) []string { return []string{"/usr/bin/python3", script("web.py")} }),

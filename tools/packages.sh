@@ -22,6 +22,7 @@ redis-server:redis-server
 nginx:nginx-light
 haproxy:haproxy
 /usr/lib/postgresql/*/bin/postgres:postgresql
+/usr/sbin/mariadbd:mariadb-server
 nc:netcat-openbsd
 ip:iproute2
 ps:procps
