@@ -174,7 +174,7 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	pauseMoves(kept, d, o)
+	expect(kept, d, o)
 	err = failpoint.After("dump.kept", writeTree(kept, d, held))
 	left := false
 	if kept.Whole() && !o.Kill {
@@ -344,23 +344,36 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	return nil
 }
 
-// pauseMoves: while a large tree is written nobody needs cheap moves between cgroups, which cost every fork and exit of the machine a little; only
-// shortly before its end again.
-func pauseMoves(kept *holdBack, d *object.Dumper, o *DumpOptions) {
+// expect prepares for the size of the tree. One that is certainly too large to be kept is written at once.
+//
+// While a large tree is written nobody needs cheap moves between cgroups, which cost every fork and exit of the machine a little; only shortly
+// before its end again.
+func expect(kept *holdBack, d *object.Dumper, o *DumpOptions) {
 	const shortly = 48 << 20 // bytes: longer than a grace period of RCU takes
 	var size uint64
 	for _, p := range d.Processes {
-		for _, line := range p.Status.Memory {
-			if line.Key == "RssAnon" {
-				kib, _ := strconv.ParseUint(strings.TrimSuffix(line.Value, " kB"), 10, 64)
-				size += kib << 10
-			}
+		size += ownMemory(p.Status)
+	}
+	if size > shortly {
+		kept.long = func() { o.Guard.expectMoves(false) }
+		if !o.Kill { // it is not moved back
+			kept.nearly, kept.nearlyAt = func() { o.Guard.expectMoves(true) }, size-shortly
 		}
 	}
-	kept.long = func() { o.Guard.expectMoves(false) }
-	if !o.Kill { // it is not moved back
-		kept.nearly, kept.nearlyAt = func() { o.Guard.expectMoves(true) }, size-min(size, shortly)
+	if size > 2*uint64(holdBackMost) { // some of it may be zeros, which are left out
+		kept.Pass()
 	}
+}
+
+// ownMemory is how many bytes of anonymous memory a process has.
+func ownMemory(s *procfs.Status) uint64 {
+	for _, line := range s.Memory {
+		if line.Key == "RssAnon" {
+			kib, _ := strconv.ParseUint(strings.TrimSuffix(line.Value, " kB"), 10, 64)
+			return kib << 10
+		}
+	}
+	return 0
 }
 
 // writeTree writes the stream. It ends it only when nothing of the tree has run while it was looked at.

@@ -20,8 +20,8 @@ const (
 // instead of many.
 type holdBack struct {
 	out     io.Writer
-	memory  sys.Huge
-	buf     []byte // in it
+	kept    [][]byte // chunks: all but the last are full
+	size    int      // bytes in them
 	passing bool
 
 	// long is called when it keeps nothing any more, nearly when then so many bytes have been written, if ever. Both may be nil.
@@ -30,14 +30,14 @@ type holdBack struct {
 	written      uint64
 }
 
-// newHoldBack takes memory of which at least half is there when the tree stands still.
-func newHoldBack(out io.Writer) *holdBack {
-	h := &holdBack{out: out, memory: sys.NewHuge(holdBackMost)}
-	h.buf = h.memory.Bytes[:0:holdBackMost]
-	if holdBackMost > 0 {
-		h.buf[:1][0] = 0
+func newHoldBack(out io.Writer) *holdBack { return &holdBack{out: out} }
+
+// Pass has it keep nothing from here on: what comes is more than it could keep.
+func (h *holdBack) Pass() {
+	if !h.passing && h.long != nil {
+		h.long()
 	}
-	return h
+	h.passing = true
 }
 
 // Write implements io.Writer.
@@ -54,39 +54,60 @@ func (h *holdBack) WriteVector(bufs ...[]byte) error {
 	for _, b := range bufs {
 		n += len(b)
 	}
-	if !h.passing && len(h.buf)+n <= cap(h.buf) || h.passing && n < gatherBelow && len(h.buf)+n <= gatherMost {
+	if !h.passing && h.size+n <= holdBackMost || h.passing && n < gatherBelow && h.size+n <= gatherMost {
 		for _, b := range bufs {
-			h.buf = append(h.buf, b...)
+			h.keep(b)
 		}
 		return nil
 	}
-	if !h.passing && h.long != nil {
-		h.long()
-	}
-	h.passing = true
-	h.written += uint64(len(h.buf) + n)
+	h.Pass()
+	h.written += uint64(h.size + n)
 	if h.nearly != nil && h.written >= h.nearlyAt {
 		h.nearly()
 		h.nearly = nil
 	}
-	kept := h.buf
-	h.buf = h.buf[:0]
-	return writeVector(h.out, append([][]byte{kept}, bufs...)...)
+	return h.hand(bufs...)
+}
+
+// keep copies b.
+func (h *holdBack) keep(b []byte) {
+	h.size += len(b)
+	for len(b) > 0 {
+		last := len(h.kept) - 1
+		if last < 0 || len(h.kept[last]) == cap(h.kept[last]) {
+			h.kept = append(h.kept, sys.TakeChunk()[:0])
+			last++
+		}
+		c := h.kept[last]
+		n := min(len(b), cap(c)-len(c))
+		h.kept[last] = append(c, b[:n]...)
+		b = b[n:]
+	}
+}
+
+// hand writes what was kept, and bufs behind it.
+func (h *holdBack) hand(bufs ...[]byte) error {
+	err := writeVector(h.out, append(h.kept, bufs...)...)
+	h.Free()
+	return err
 }
 
 // Flush writes what was kept.
 func (h *holdBack) Flush() error {
 	h.passing = true
-	kept := h.buf
-	h.buf = h.buf[:0]
-	if len(kept) == 0 {
+	if h.size == 0 {
 		return nil
 	}
-	return writeVector(h.out, kept)
+	return h.hand()
 }
 
-// Free gives the memory back. Nothing may be written afterwards.
-func (h *holdBack) Free() { h.memory.Free() }
+// Free forgets what is kept, and gives its memory back.
+func (h *holdBack) Free() {
+	for _, c := range h.kept {
+		sys.GiveChunk(c)
+	}
+	h.kept, h.size = h.kept[:0], 0
+}
 
 // Whole says that nothing has been written yet.
 func (h *holdBack) Whole() bool { return !h.passing }

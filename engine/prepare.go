@@ -3,7 +3,6 @@ package engine
 import (
 	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
-	"crpipe/engine/memory"
 )
 
 // crowd is from how many tasks on a dump needs so much memory that it is worth some preparation.
@@ -19,5 +18,5 @@ func prepare(pid int) {
 		}
 	}
 	collectLate()
-	memory.Prepare()
+	sys.PrepareChunks()
 }

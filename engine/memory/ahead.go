@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 
 	"crpipe/engine/internal/failpoint"
-	"crpipe/engine/internal/sys"
 	"crpipe/stream"
 )
 
@@ -14,7 +13,7 @@ import (
 
 const (
 	aheadFrom  = 4 << 20 // bytes that are written before the second thread starts
-	aheadLoads = 8       // buffers then: together they fill the memory that aheadBuffers gets
+	aheadLoads = 4       // buffers then, which stay in the caches
 )
 
 // output is where the pages of one address space go.
@@ -56,17 +55,16 @@ func (o *output) write(b *buffer) (*buffer, error) {
 	err := failpoint.After("dump.pages", b.write(o.w, o.ref))
 	b.reset()
 	if err == nil && o.done >= aheadFrom && !o.serial {
-		b.put()
-		b = o.start()
+		o.start()
 	}
 	return b, err
 }
 
-// start starts the second thread, and returns a buffer for it.
-func (o *output) start() *buffer {
+// start starts the second thread.
+func (o *output) start() {
 	o.full, o.free, o.ended = make(chan *buffer, aheadLoads), make(chan *buffer, aheadLoads), make(chan struct{})
-	for _, b := range takeLoads() {
-		o.free <- b
+	for range aheadLoads - 1 { // and the reader's
+		o.free <- getBuffer()
 	}
 	go func() {
 		defer close(o.ended)
@@ -80,45 +78,21 @@ func (o *output) start() *buffer {
 			o.free <- b
 		}
 	}()
-	return <-o.free
 }
 
-// end waits until everything has been written, and takes the last buffer back.
+// end waits until everything has been written, and gives the buffers back.
 func (o *output) end(b *buffer) error {
+	b.put()
 	if o.full == nil {
-		b.put()
 		return nil
 	}
 	close(o.full)
 	<-o.ended
-	b.reset()
-	all := loads{b}
 	for len(o.free) > 0 {
-		all = append(all, <-o.free)
+		(<-o.free).put()
 	}
-	idleLoads.Store(&all)
 	if err := o.failed.Load(); err != nil {
 		return *err
 	}
 	return nil
-}
-
-// loads are the buffers of an output with two threads.
-type loads []*buffer
-
-// idleLoads are what the last output has left for the next.
-var idleLoads atomic.Pointer[loads]
-
-// takeLoads makes them of one huge page: the first touch of 512 small ones takes longer than reading some of them from the target.
-func takeLoads() loads {
-	if all := idleLoads.Swap(nil); all != nil {
-		return *all
-	}
-	var all loads
-	mem := sys.NewHuge(aheadLoads * maxPages).Bytes
-	for len(mem) > 0 {
-		all = append(all, &buffer{data: mem[:maxPages:maxPages]})
-		mem = mem[maxPages:]
-	}
-	return all
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -61,24 +59,13 @@ type buffer struct {
 	extra []segment
 }
 
-var buffers = sync.Pool{New: func() any { return &buffer{data: make([]byte, maxPages)} }}
+func getBuffer() *buffer { return &buffer{data: sys.TakeChunk()[:maxPages]} }
 
-// Prepare makes the first buffer, so that its pages are there when a tree stands still.
-func Prepare() {
-	b := getBuffer()
-	for i := 0; i < len(b.data); i += os.Getpagesize() {
-		b.data[i] = 0
-	}
-	b.put()
+// put gives the buffer's memory back; it cannot be used any more.
+func (b *buffer) put() {
+	sys.GiveChunk(b.data)
+	b.data = nil
 }
-
-func getBuffer() *buffer {
-	b := buffers.Get().(*buffer)
-	b.reset()
-	return b
-}
-
-func (b *buffer) put() { buffers.Put(b) }
 
 func (b *buffer) reset() { b.used, b.segs = 0, b.segs[:0] }
 

@@ -182,6 +182,10 @@ func (t *tree) grow(more func() error) ([]int, error) {
 	}
 }
 
+// fewThreads is up to where it is not worth counting the processes of the machine, which costs as much as reading the children of
+// a third as many threads.
+const fewThreads = 64
+
 // pass looks once. There are two sources: the children files of every thread
 // of the tree, or the parent of every process of the machine; the shorter list
 // is read.
@@ -213,12 +217,14 @@ func (t *tree) passByProc() ([]int, error) {
 		tids[i], t.tids[pid] = list, list
 		threads += len(list)
 	}
-	all, err := procfs.Processes()
-	if err != nil {
-		return nil, err
-	}
-	if threads > len(all) {
-		return t.passByParent(all)
+	if threads > fewThreads {
+		all, err := procfs.Processes()
+		if err != nil {
+			return nil, err
+		}
+		if threads > len(all) {
+			return t.passByParent(all)
+		}
 	}
 	var found []int
 	for i := 0; i < len(t.order); i++ {
@@ -226,13 +232,20 @@ func (t *tree) passByProc() ([]int, error) {
 		list := []int(nil)
 		if i < len(tids) {
 			list = tids[i]
-		} else if list, err = procfs.Threads(pid); err != nil && !procfs.IsGone(err) {
-			return nil, err
+		} else {
+			var err error
+			if list, err = procfs.Threads(pid); err != nil && !procfs.IsGone(err) {
+				return nil, err
+			}
 		}
 		for _, tid := range list {
 			children, err := procfs.ReadChildren(pid, tid)
-			if errors.Is(err, unix.ENOENT) && hasTask(pid, tid) {
-				return t.passByParent(all) // built without CONFIG_PROC_CHILDREN
+			if errors.Is(err, unix.ENOENT) && hasTask(pid, tid) { // built without CONFIG_PROC_CHILDREN
+				all, err := procfs.Processes()
+				if err != nil {
+					return nil, err
+				}
+				return t.passByParent(all)
 			}
 			if err != nil && !procfs.IsGone(err) {
 				return nil, err
