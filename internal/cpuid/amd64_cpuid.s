@@ -2,8 +2,8 @@
 
 #include "textflag.h"
 
-// func Ask(leaf, sub uint32) (a, b, c, d uint32)
-TEXT ·Ask(SB), NOSPLIT, $0-24
+// func ask(leaf, sub uint32) (a, b, c, d uint32)
+TEXT ·ask(SB), NOSPLIT, $0-24
 	MOVL leaf+0(FP), AX
 	MOVL sub+4(FP), CX
 	CPUID

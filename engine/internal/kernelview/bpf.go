@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crpipe/engine/internal/procfs"
 	"crpipe/engine/internal/sys"
 )
 
@@ -215,7 +216,7 @@ func (v *bpfView) gatherMap(addrs []uint64, size int) (map[uint64][]byte, error)
 // long enough for the possible CPUs, in words. Its type cpumask_t is as long as
 // the build allows, and behind a shorter one lies something else. 0: unknown.
 func cpuMaskSize() int {
-	b, err := os.ReadFile("/sys/devices/system/cpu/possible") // e.g. 0-3,8
+	b, err := procfs.ReadFile("/sys/devices/system/cpu/possible") // e.g. 0-3,8
 	if err != nil {
 		return 0
 	}

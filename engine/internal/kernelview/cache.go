@@ -8,13 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/procfs"
 )
 
 // The cache file holds a layout:
@@ -46,20 +47,13 @@ func sumOf(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Cas
 
 // cacheKey names everything a cached layout depends on.
 func cacheKey(buildID []byte) [cacheKeySize]byte {
-	h := sha256.New()
-	fmt.Fprintf(h, "%d %s %x %x\n", cacheFormat, runtime.GOARCH, buildID, processor())
-	for _, p := range fieldPaths {
-		fmt.Fprintln(h, p)
+	b := fmt.Appendf(make([]byte, 0, 32<<10), "%d %s %x %x\n", cacheFormat, runtime.GOARCH, buildID, processor())
+	for _, names := range [][]string{fieldPaths, symbolNames, factNames[:]} {
+		for _, n := range names {
+			b = append(append(b, n...), '\n')
+		}
 	}
-	for _, s := range symbolNames {
-		fmt.Fprintln(h, s)
-	}
-	for _, n := range factNames {
-		fmt.Fprintln(h, n)
-	}
-	var key [cacheKeySize]byte
-	h.Sum(key[:0])
-	return key
+	return sha256.Sum256(b)
 }
 
 func cacheSize() int {
@@ -218,16 +212,16 @@ func readCache(dir string, key [cacheKeySize]byte) (*layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), cacheName(key))
-	defer f.Close()
+	defer unix.Close(fd)
 	if err := onlyOurs(fd, unix.S_IFREG); err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(f, int64(cacheSize())+1))
+	b := make([]byte, cacheSize()+1) // one that is longer is none of ours
+	n, err := unix.Pread(fd, b, 0)
 	if err != nil {
 		return nil, err
 	}
-	return decodeLayout(b, key)
+	return decodeLayout(b[:n], key)
 }
 
 // writeCache keeps a layout in dir: whole or not at all.
@@ -267,7 +261,7 @@ func writeCache(dir string, key [cacheKeySize]byte, l *layout) error {
 
 // buildID reads the GNU build id of the running kernel out of its ELF notes.
 func buildID() ([]byte, error) {
-	b, err := os.ReadFile("/sys/kernel/notes")
+	b, err := procfs.ReadFile("/sys/kernel/notes")
 	if err != nil {
 		return nil, err
 	}

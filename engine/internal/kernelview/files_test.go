@@ -110,7 +110,7 @@ func openAll(t *testing.T) *fileSet {
 	s.add(t, "memfd", KindRegular, fd, err)
 	fd, err = raw(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|1)
 	s.add(t, "userfaultfd", KindUserfaultfd, fd, err)
-	fd, err = unix.Dup(view(t).mem.prog.FD())
+	fd, err = unix.Dup(view(t).mem.prog.Int())
 	unix.CloseOnExec(fd)
 	s.add(t, "bpf program", KindBPF, fd, err)
 	return s

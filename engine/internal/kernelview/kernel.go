@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"runtime"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
 )
 
 // The gather program copies many pieces of kernel memory in one call. Its
@@ -37,8 +38,8 @@ var errFault = errors.New("reading kernel memory: a structure changed while it w
 // only until the callback returns.
 type memory struct {
 	mapped []byte
-	array  *ebpf.Map
-	prog   *ebpf.Program
+	array  *sys.FD
+	prog   *sys.FD
 }
 
 // kernelAddress tells whether a can be an address of the kernel at all, so
@@ -53,26 +54,20 @@ func kernelAddress(a uint64) bool {
 // openMemory loads the gather program. The verifier looks once at the loop's
 // body because it is a callback of bpf_loop (Linux 5.17), not an unrolled loop.
 func openMemory() (*memory, error) {
-	array, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: mapSize, MaxEntries: 1,
-		Flags: unix.BPF_F_MMAPABLE,
-	})
+	array, err := newArray(mapSize)
 	if err != nil {
 		return nil, missingBPF("making a BPF map", err)
 	}
 	m := &memory{array: array}
 	page := unix.Getpagesize()
-	m.mapped, err = unix.Mmap(array.FD(), 0, (mapSize+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	m.mapped, err = unix.Mmap(array.Int(), 0, (mapSize+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		_ = m.Close() // the mapping's failure is what matters
 		return nil, fmt.Errorf("mapping a BPF map: %w", err)
 	}
-	// The licence of the program is the kernel's condition for its helper
+	// The licence of the program, GPL, is the kernel's condition for its helper
 	// probe_read_kernel; it covers these instructions only.
-	m.prog, err = ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.Syscall, License: "GPL", Flags: unix.BPF_F_SLEEPABLE,
-		Instructions: gatherProgram(array.FD()),
-	})
+	m.prog, err = newProgram(gatherProgram(array.Int()))
 	if err != nil {
 		_ = m.Close()
 		return nil, missingBPF("loading a BPF program", err)
@@ -154,7 +149,7 @@ func (m *memory) current() (uint64, error) {
 
 func (m *memory) run(n int) error {
 	binary.NativeEndian.PutUint64(m.mapped, uint64(n))
-	if err := runProgram(m.prog.FD()); err != nil {
+	if err := runProgram(m.prog.Int()); err != nil {
 		return fmt.Errorf("running a BPF program: %w", err)
 	}
 	return nil

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"crpipe/engine/internal/sys"
 )
 
 // kernelSpec reads the BTF of the running kernel.
@@ -273,15 +275,33 @@ func resolveSymbols() ([]symbolPlace, error) {
 	return found, nil
 }
 
+// reader reads a file of the kernel's.
+type reader struct{ fd *sys.FD }
+
+func (r reader) Read(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(r.fd.Int(), b)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
 // eachSymbol calls fn for the symbols of the kernel proper, not of its
 // modules, until fn returns false.
 func eachSymbol(fn func(addr uint64, name []byte) bool) error {
-	f, err := os.Open(kallsyms)
+	fd, err := sys.Open(kallsyms, unix.O_RDONLY, 0) // os.Open would look for a poller first
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	r := bufio.NewReaderSize(f, 4096)
+	defer fd.Close()
+	r := bufio.NewReaderSize(reader{fd}, 4096)
 	for {
 		line, err := r.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {

@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"bytes"
 	"os"
 	"strconv"
 	"sync"
@@ -61,6 +62,11 @@ func (r *Reader) Fd(fd int, name string) ([]byte, error) {
 		}
 		b = b[:len(b)+n]
 	}
+}
+
+// ReadFile returns the content of a file that the kernel makes up.
+func ReadFile(path string) ([]byte, error) {
+	return with(path, func(b []byte) ([]byte, error) { return bytes.Clone(b), nil })
 }
 
 // Task reads /proc/PID/NAME.
