@@ -10,7 +10,8 @@
 //  2. lookAtTree reads everything but the bulk, from outside: tree.go what /proc and the kernel say of every task,
 //     namespaces, then for each process what the families say of its files, memory and signals. Each object is met
 //     once and gets one record. Whatever cannot be kept is refused; all refusals are known before the first byte.
-//  3. writeTree writes the records, then the contents of memory, pipes and deleted files.
+//  3. copyTree writes the records, then the contents of memory, pipes and deleted files. Of a small tree it only copies
+//     these contents; that is written when the tree goes on.
 //     Before the image is ended it is proved that nothing ran meanwhile, which only a ptrace stop would have prevented.
 //  4. Only when the stream is complete and committed is the tree let go, or with Kill ended.
 //

@@ -17,6 +17,7 @@ import (
 	"crpipe/engine/internal/freezer"
 	"crpipe/engine/internal/kernelview"
 	"crpipe/engine/internal/procfs"
+	"crpipe/engine/internal/sys"
 	"crpipe/engine/ipc"
 	"crpipe/engine/memory"
 	"crpipe/engine/namespaces"
@@ -125,8 +126,13 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if len(o.PIDs) > 0 && o.Ticket == nil {
 		prepare(o.PIDs[0])
 	}
-	kept := newHoldBack(countProgress(ctx, w, o.Progress))
-	defer kept.Free()
+	out := &gatherer{out: countProgress(ctx, w, o.Progress)}
+	defer out.Free()
+	image, err := newImage(out, a)
+	if err != nil {
+		return err
+	}
+	defer image.free()
 	held, err := takeHold(ctx, o.PIDs, o.Ticket, FreezeOptions{Freezer: o.Freezer, Timeout: o.Timeout, Guard: o.Guard, view: view}, o.Warn)
 	if errors.Is(err, freezer.ErrVfork) {
 		return &vforkError{&object.Unsupported{What: err.Error(), Do: vforkHint}}
@@ -174,17 +180,17 @@ func dumpOnce(ctx context.Context, w io.Writer, a *arch.Arch, view kernelview.Vi
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	expect(kept, d, o)
-	err = failpoint.After("dump.kept", writeTree(kept, d, held))
+	err = failpoint.After("dump.kept", image.copyTree(d, held, expect(out, d, o)))
 	left := false
-	if kept.Whole() && !o.Kill {
+	var late error
+	if image.Holding() && !o.Kill {
 		if err == nil {
-			left, err = held.leaveHold(d, lasting)
+			left, late = held.leaveHold(d, lasting)
 		}
 		gone = true
-		err = errors.Join(err, held.Release())
+		late = errors.Join(late, held.Release())
 	}
-	if err := failpoint.After("dump.written", errors.Join(err, kept.Flush())); err != nil {
+	if err := failpoint.After("dump.written", errors.Join(late, image.end(err, d), out.Flush())); err != nil {
 		if left {
 			err = errors.Join(err, sockets.DropHeld(lasting))
 		}
@@ -344,25 +350,27 @@ func lookAtTree(d *object.Dumper, held *treeHold, keepVforks bool) error {
 	return nil
 }
 
-// expect prepares for the size of the tree. One that is certainly too large to be kept is written at once.
+// expect prepares for the size of the tree, and returns how much of it is kept in memory while it stands still: all of a small one, and
+// nothing of one that is too large.
 //
 // While a large tree is written nobody needs cheap moves between cgroups, which cost every fork and exit of the machine a little; only shortly
 // before its end again.
-func expect(kept *holdBack, d *object.Dumper, o *DumpOptions) {
+func expect(out *gatherer, d *object.Dumper, o *DumpOptions) int {
 	const shortly = 48 << 20 // bytes: longer than a grace period of RCU takes
 	var size uint64
 	for _, p := range d.Processes {
 		size += ownMemory(p.Status)
 	}
 	if size > shortly {
-		kept.long = func() { o.Guard.expectMoves(false) }
+		o.Guard.expectMoves(false)
 		if !o.Kill { // it is not moved back
-			kept.nearly, kept.nearlyAt = func() { o.Guard.expectMoves(true) }, size-shortly
+			out.nearly, out.nearlyAt = func() { o.Guard.expectMoves(true) }, size-shortly
 		}
 	}
 	if size > 2*uint64(holdBackMost) { // some of it may be zeros, which are left out
-		kept.Pass()
+		return 0
 	}
+	return holdBackMost
 }
 
 // ownMemory is how many bytes of anonymous memory a process has.
@@ -376,23 +384,36 @@ func ownMemory(s *procfs.Status) uint64 {
 	return 0
 }
 
-// writeTree writes the stream. It ends it only when nothing of the tree has run while it was looked at.
-func writeTree(out io.Writer, d *object.Dumper, held *treeHold) error {
+// imageWriter writes the stream of a dump.
+type imageWriter struct {
+	*stream.Writer
+	chunks [][]byte
+}
+
+func newImage(out io.Writer, a *arch.Arch) (*imageWriter, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("reading the kernel's version: %w", err)
+		return nil, fmt.Errorf("reading the kernel's version: %w", err)
 	}
 	w, err := stream.NewWriter(out, stream.Header{
-		Content: "image", Arch: d.Arch.Name, PageSize: unix.Getpagesize(), Kernel: unix.ByteSliceToString(uts.Release[:])})
-	if err != nil {
+		Content: "image", Arch: a.Name, PageSize: unix.Getpagesize(), Kernel: unix.ByteSliceToString(uts.Release[:])})
+	return &imageWriter{Writer: w}, err
+}
+
+// copyTree copies the contents, and makes sure that nothing of the tree has run while it was looked at. Up to limit bytes are kept in memory:
+// then the tree is not needed any more. Of more, all is written behind the records.
+func (i *imageWriter) copyTree(d *object.Dumper, held *treeHold, limit int) error {
+	i.Hold(limit, i.chunk, func() error { return failpoint.After("dump.records", d.WriteRecords(i.Writer)) })
+	if err := d.WriteBulk(i.Writer); err != nil {
 		return err
 	}
-	err = failpoint.After("dump.records", d.WriteRecords(w))
+	return failpoint.After("dump.proved", held.stoodStill())
+}
+
+// end writes what was kept, and the end of the stream, or why it ends.
+func (i *imageWriter) end(err error, d *object.Dumper) error {
 	if err == nil {
-		err = d.WriteBulk(w)
-	}
-	if err == nil {
-		err = failpoint.After("dump.proved", held.stoodStill())
+		err = i.End()
 	}
 	for _, steady := range d.Steady {
 		if err == nil {
@@ -403,8 +424,20 @@ func writeTree(out io.Writer, d *object.Dumper, held *treeHold) error {
 		// Best effort: where writing itself has failed the reader sees a truncated stream instead.
 		var errno unix.Errno
 		errors.As(err, &errno)
-		_ = w.Fail(err.Error(), int(errno), "pid "+strconv.Itoa(d.Root.PID))
-		return err
+		_ = i.Fail(err.Error(), int(errno), "pid "+strconv.Itoa(d.Root.PID))
 	}
-	return w.End()
+	return err
+}
+
+func (i *imageWriter) chunk() []byte {
+	c := sys.TakeChunk()
+	i.chunks = append(i.chunks, c)
+	return c
+}
+
+func (i *imageWriter) free() {
+	for _, c := range i.chunks {
+		sys.GiveChunk(c)
+	}
+	i.chunks = nil
 }

@@ -37,6 +37,7 @@ type Writer struct {
 	enc      *encoder
 	define   Record // what Put hands to put
 	head     [headSize]byte
+	held     *held // what Release writes
 	ref      func(id uint32, class []byte, at span) error
 	err      error // what the next call returns
 	ioErr    error // set when bytes were lost: nothing more can be written
@@ -124,6 +125,17 @@ func (w *Writer) Copy(r *Record) error {
 	if r.Type.framing() {
 		return w.stick(w.fail(r, fmt.Errorf("%w: a %s record is not put", ErrOrder, r.Type)))
 	}
+	if w.held != nil {
+		if w.hold(r) {
+			return nil
+		}
+		this := *r
+		this.Meta = append([]byte(nil), r.Meta...) // else that of what comes first
+		if err := w.Release(); err != nil {
+			return err
+		}
+		r = &this
+	}
 	return w.put(r)
 }
 
@@ -142,6 +154,7 @@ func (w *Writer) Fail(text string, errno int, object string) error {
 	if w.done {
 		return w.err
 	}
+	w.held = nil
 	if text == "" {
 		text = "failed"
 	}
@@ -156,8 +169,8 @@ func (w *Writer) Fail(text string, errno int, object string) error {
 // End writes the end record and flushes. Without it a stream counts as
 // truncated.
 func (w *Writer) End() error {
-	if w.err != nil {
-		return w.err
+	if err := w.Release(); err != nil {
+		return err
 	}
 	meta, err := EncodeMeta(&endState{Count: w.count, Sum: w.sum})
 	if err != nil {

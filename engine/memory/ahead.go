@@ -54,7 +54,7 @@ func (o *output) write(b *buffer) (*buffer, error) {
 	o.done += b.used
 	err := failpoint.After("dump.pages", b.write(o.w, o.ref))
 	b.reset()
-	if err == nil && o.done >= aheadFrom && !o.serial {
+	if err == nil && o.done >= aheadFrom && !o.serial && !o.w.Holding() {
 		o.start()
 	}
 	return b, err

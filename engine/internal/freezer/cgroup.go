@@ -352,9 +352,13 @@ func usable(err error) error {
 	return err
 }
 
+// eagerTime is how long a freeze is awaited without a sleep, which takes longer than most freezes do.
+const eagerTime = 200 * time.Microsecond
+
 // waitFrozen waits until all groups stand still. Version 2 announces it
 // (cgroup.events can be polled), version 1 has to be asked.
 func (f *freeze) waitFrozen() error {
+	begin := time.Now()
 	for _, g := range f.groups {
 		pause := 20 * time.Microsecond
 		for {
@@ -364,6 +368,10 @@ func (f *freeze) waitFrozen() error {
 			}
 			if still {
 				break
+			}
+			if time.Since(begin) < eagerTime {
+				sys.Yield() // they may need this very processor to come to their stop
+				continue
 			}
 			if err := f.late(); err != nil {
 				return err

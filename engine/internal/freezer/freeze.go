@@ -86,8 +86,12 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 	default:
 		return nil, fmt.Errorf("unknown freezer %q: there are v2, v1 and sigstop", way)
 	}
+	if err = failpoint.After("freeze.done", err); err == nil && o.Brief && way == WayV2 {
+		f.st.open = &openState{f.h, f.groups}
+		f.h, f.groups = nil, nil
+	}
 	f.close()
-	if err = failpoint.After("freeze.done", err); err != nil {
+	if err != nil {
 		// Whatever was stopped goes on as if nothing had been.
 		if undo := Thaw(f.st, ThawOptions{Partial: true, Interrupted: o.Interrupted}); undo != nil {
 			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
@@ -95,6 +99,7 @@ func freezeBy(o Options, way Way) (_ *State, err error) {
 		return nil, err
 	}
 	if f.st.At, err = sys.Now(); err != nil {
+		f.st.open.close()
 		if undo := Thaw(f.st, ThawOptions{Partial: true, Interrupted: o.Interrupted}); undo != nil {
 			err = fmt.Errorf("%w (%w: %w)", err, ErrNotUndone, undo)
 		}
@@ -177,13 +182,19 @@ func newState(way Way) (*State, error) {
 func ownPIDNS() (uint64, error) { return procfs.Namespace(unix.Getpid(), "pid") }
 
 func (f *freeze) close() {
-	for _, g := range f.groups {
+	(&openState{f.h, f.groups}).close()
+	f.h, f.groups = nil, nil
+}
+
+func (o *openState) close() {
+	if o == nil {
+		return
+	}
+	for _, g := range o.groups {
 		_ = g.dir.Close()
 	}
-	f.groups = nil
-	if f.h != nil {
-		f.h.Close()
-		f.h = nil
+	if o.h != nil {
+		o.h.Close()
 	}
 }
 

@@ -84,10 +84,15 @@ func Hold(tr *tracee.Tracer, st *State, o HoldOptions) (*Held, error) {
 	if h.warn == nil {
 		h.warn = func(string) {}
 	}
-	if err := st.check(); err != nil {
+	var err error
+	if o.Fresh && st.open != nil {
+		err = h.takeOver()
+	} else if err = st.check(); err == nil {
+		err = h.open(o.Partial)
+	} else {
 		return nil, err
 	}
-	err := failpoint.After("hold.locked", h.open(o.Partial))
+	err = failpoint.After("hold.locked", err)
 	if err == nil && o.Locked != nil {
 		err = o.Locked(st)
 	}
@@ -127,6 +132,28 @@ func (s *State) check() error {
 		return fmt.Errorf("%w: it was made in another pid namespace", ErrStale)
 	}
 	return nil
+}
+
+// takeOver takes over what a freeze that has ended this moment has open, and takes the lock.
+func (h *Held) takeOver() (err error) {
+	h.h, h.groups = h.st.open.h, h.st.open.groups
+	h.st.open = nil
+	if len(h.groups) == 0 {
+		return h.staleOrThawed()
+	}
+	for _, g := range h.groups {
+		if g.Already {
+			if g.frozen, err = h.h.wanted(g.dir); err != nil {
+				return err
+			}
+		}
+	}
+	fd, err := sys.OpenAt(h.groups[0].dir.Int(), ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	h.lock, err = flock(fd)
+	return err
 }
 
 // open opens the groups and takes the lock.

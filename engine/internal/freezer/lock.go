@@ -29,7 +29,12 @@ func (s *State) Lock() (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(fd.Int(), unix.LOCK_EX|unix.LOCK_NB)
+	return flock(fd)
+}
+
+// flock takes the lock on an open file of its own, which belongs to the lock then.
+func flock(fd *sys.FD) (*Lock, error) {
+	err := unix.Flock(fd.Int(), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		busy := &BusyError{PID: holder(fd)}
 		_ = fd.Close()

@@ -66,6 +66,14 @@ type State struct {
 
 	// Stats is what /proc/PID/stat said of processes when they stood still, of a brief freeze alone. No ticket has it.
 	Stats map[int]procfs.Stat
+
+	open *openState // of a brief freeze: for the hold that follows
+}
+
+// openState is what a freeze leaves open for a hold by the same process.
+type openState struct {
+	h      *hierarchy
+	groups []*openGroup
 }
 
 // Options say what to freeze and how.
