@@ -16,6 +16,9 @@ const (
 	aheadLoads = 4       // buffers then, which stay in the caches
 )
 
+// AheadChunks is how many chunks of memory the dump of a large process uses (sys.TakeChunk).
+const AheadChunks = aheadLoads
+
 // output is where the pages of one address space go.
 type output struct {
 	w      *stream.Writer

@@ -1,8 +1,9 @@
 package sys
 
 import (
-	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // ChunkSize is the size of a chunk in bytes. A few of them stay in a processor's own cache.
@@ -19,15 +20,24 @@ var chunks struct {
 func TakeChunk() []byte {
 	chunks.Lock()
 	defer chunks.Unlock()
-	if len(chunks.free) == 0 {
-		for mem := NewHuge(HugePage).Bytes; len(mem) > 0; mem = mem[ChunkSize:] {
-			chunks.free = append(chunks.free, mem[:ChunkSize:ChunkSize])
-		}
-	}
 	last := len(chunks.free) - 1
+	if last < 0 {
+		return newChunk()
+	}
 	b := chunks.free[last]
 	chunks.free = chunks.free[:last]
 	return b
+}
+
+// newChunk has its pages there at once, at a fraction of what a fault for each costs; where the kernel cannot do that (before Linux 5.14),
+// only for speed, they come when they are touched.
+func newChunk() []byte {
+	mem, err := unix.Mmap(-1, 0, ChunkSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return make([]byte, ChunkSize)
+	}
+	_ = unix.Madvise(mem, unix.MADV_POPULATE_WRITE)
+	return mem
 }
 
 // GiveChunk takes a chunk back. Nobody may use it any more.
@@ -40,11 +50,9 @@ func GiveChunk(b []byte) {
 	chunks.free = append(chunks.free, b[:ChunkSize])
 }
 
-// PrepareChunks has the memory of a few chunks there before it is needed: of all that come from one huge page, or of the first one.
-func PrepareChunks() {
-	b := TakeChunk()
-	for i := 0; i < len(b); i += os.Getpagesize() {
-		b[i] = 0
+// PrepareChunks has n chunks there before they are needed.
+func PrepareChunks(n int) {
+	for range n {
+		defer GiveChunk(TakeChunk())
 	}
-	GiveChunk(b)
 }

@@ -43,3 +43,17 @@ func HugeHeap(n int) {
 	runtime.KeepAlive(b)
 	runtime.GC() // b is free from here on: what is allocated next finds its place there
 }
+
+// PopulateHeap has n bytes of what Go's heap is going to grow into next there at once (MADV_POPULATE_WRITE, Linux 5.14), at a fraction of
+// what a fault for each page costs.
+func PopulateHeap(n int) {
+	const chunk = 4 << 20 // the heap grows by multiples of this (pallocChunkBytes in runtime/mpagealloc.go)
+	page := uintptr(unix.Getpagesize())
+	b := make([]byte, 40<<10) // has pages of its own, which are the first free ones
+	at := (uintptr(unsafe.Pointer(unsafe.SliceData(b))) + uintptr(len(b)) + page - 1) &^ (page - 1)
+	end := min(at+uintptr(n), (at+chunk-1)&^(chunk-1)) &^ (page - 1)
+	if at < end {
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, at, end-at, unix.MADV_POPULATE_WRITE) // only for speed
+	}
+	runtime.KeepAlive(b)
+}
