@@ -41,6 +41,8 @@ func need32(t *testing.T) {
 
 // not32 are fixtures that cannot be 32-bit programs, and why.
 var not32 = map[string]string{
+	"uring":       "io_uring instances of 32-bit programs are refused",
+	"uringwaits":  "the same",
 	"registers":   "names 64-bit registers",
 	"rseq":        "has its critical section in 64-bit assembly",
 	"seccomp":     "knows the 64-bit system calls",

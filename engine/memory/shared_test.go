@@ -105,6 +105,7 @@ func TestNothingUnshared(t *testing.T) {
 		after := frames(t, pid)
 		for at, e := range before[i] {
 			if after[at] != e {
+				t.Logf("%x: %x, was %x, the other %x", at, after[at], e, before[1-i][at])
 				wrong++
 			}
 		}

@@ -34,7 +34,6 @@ func TestDescribe(t *testing.T) {
 		{"namespace", func() (int, error) { return unix.Open("/proc/self/ns/uts", unix.O_RDONLY|unix.O_CLOEXEC, 0) }, "a namespace (uts)"},
 		{"secret memory", call(447 /* memfd_secret, on all architectures */, unix.O_CLOEXEC), "memfd_secret(2)"},
 		{"userfaultfd", call(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|1), "a userfaultfd"},
-		{"fanotify", func() (int, error) { return unix.FanotifyInit(unix.FAN_CLOEXEC, 0) }, "a fanotify group"},
 		{"perf", func() (int, error) {
 			return unix.PerfEventOpen(&unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Size: uint32(unix.PERF_ATTR_SIZE_VER0)}, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		}, "perf_event_open(2)"},
