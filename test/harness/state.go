@@ -100,9 +100,39 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames, open *openFiles
 	if pid == j.Pid {
 		root = pid
 	}
+	workers := 0
+	var tids []int
 	for _, tid := range Threads(pid) {
+		if ioWorker(pid, tid) {
+			workers++
+			continue
+		}
+		tids = append(tids, tid)
 		s.task(pid, tid, root)
 	}
+	for _, tid := range tids {
+		for _, count := range []string{"stat num_threads", "status Threads"} {
+			key := fmt.Sprintf("%d/%d %s", pid, tid, count)
+			if n, err := strconv.Atoi(s[key]); err == nil {
+				s[key] = strconv.Itoa(n - workers)
+			}
+		}
+	}
+}
+
+// ioWorker says whether a thread is one that the kernel has made to work for io_uring: it comes and goes as there is work.
+func ioWorker(pid, tid int) bool {
+	const flag = 0x10 // PF_IO_WORKER, linux/sched.h
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, tid))
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(f) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(f[6], 10, 64) // the 9th field, flags
+	return err == nil && flags&flag != 0
 }
 
 // printable keeps a short text and gives the length and bytes of a binary one.
