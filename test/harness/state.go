@@ -87,6 +87,10 @@ func (s Snapshot) process(j *Job, pid int, names anonymousNames, open *openFiles
 	if entries, err := os.ReadDir(filepath.Join(dir, "ns")); err == nil {
 		for _, e := range entries {
 			if to, err := os.Readlink(filepath.Join(dir, "ns", e.Name())); err == nil {
+				mine, err := os.Readlink("/proc/self/ns/" + e.Name())
+				if err == nil && to != mine {
+					to = names.name(to) // one of its own is another one afterwards, the same for all
+				}
 				put("ns "+e.Name(), to)
 			}
 		}
