@@ -196,11 +196,39 @@ func (m *tcpMade) connect(t *tcpRestore) error {
 	case s.Local == "":
 		return nil
 	}
-	// Those of one port may be bound in any order while all of them may share it.
+	if m.s.State == kernelview.SocketSynSent {
+		if err := m.bindAsConnecting(); !errors.Is(err, unix.EPERM) { // without CAP_NET_ADMIN as any other
+			return err
+		}
+	}
+	if err := m.share(); err != nil {
+		return err
+	}
+	return m.bind()
+}
+
+// share lets those of one port be bound in any order, until release.
+func (m *tcpMade) share() error {
 	if err := sys.Setsockopt(m.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, number(1)); err != nil {
 		return fmt.Errorf("setting SO_REUSEADDR: %w", err)
 	}
-	return m.bind()
+	return nil
+}
+
+// bindAsConnecting binds a socket to the port that connect(2) has chosen for it, which it may share with connections to others, also with one
+// of which only TIME_WAIT is left. bind(2) would refuse that; a socket in repair may (SK_FORCE_REUSE, inet_csk_get_port).
+func (m *tcpMade) bindAsConnecting() error {
+	const offWithoutProbe = -1 // TCP_REPAIR_OFF_NO_WP
+	if err := m.setTCP(tcpRepair, 1); err != nil {
+		return err
+	}
+	if err := m.bind(); err != nil {
+		return err
+	}
+	if err := m.setTCP(tcpRepair, offWithoutProbe); err != nil { // which takes SO_REUSEADDR away
+		return err
+	}
+	return m.share()
 }
 
 // closingTime is how long the sockets of a tree that is being ended may keep their addresses.
