@@ -407,6 +407,11 @@ func (i *imageWriter) copyTree(d *object.Dumper, held *treeHold, limit int) erro
 	if err := d.WriteBulk(i.Writer); err != nil {
 		return err
 	}
+	for _, steady := range d.Steady {
+		if err := steady(); err != nil {
+			return err
+		}
+	}
 	return failpoint.After("dump.proved", held.stoodStill())
 }
 
@@ -414,11 +419,6 @@ func (i *imageWriter) copyTree(d *object.Dumper, held *treeHold, limit int) erro
 func (i *imageWriter) end(err error, d *object.Dumper) error {
 	if err == nil {
 		err = i.End()
-	}
-	for _, steady := range d.Steady {
-		if err == nil {
-			err = steady()
-		}
 	}
 	if err != nil {
 		// Best effort: where writing itself has failed the reader sees a truncated stream instead.

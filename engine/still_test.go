@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crpipe/arch"
+	"crpipe/engine/object"
 )
 
 // unified finds where cgroup version 2 is mounted.
@@ -157,6 +161,28 @@ while True: pass
 			}
 			within(t, "running", func() bool { return state(pid) == 'R' && !frozen(t, groupOf(t, pid)) })
 		})
+	}
+}
+
+// TestDumpNoticesThatTheKernelWentOn: what the kernel did meanwhile for a tree that stood still, as a request of io_uring that completes, fails
+// the dump, and whoever reads the image is told, large or small.
+func TestDumpNoticesThatTheKernelWentOn(t *testing.T) {
+	a, err := arch.Native()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, limit := range []int{0, holdBackMost} {
+		var out bytes.Buffer
+		image, err := newImage(&out, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &object.Dumper{Root: &object.Process{PID: 7}, Steady: []func() error{func() error { return errors.New("a request has completed") }}}
+		err = image.end(image.copyTree(d, nil, limit), d)
+		image.free()
+		if err == nil || !strings.Contains(err.Error(), "a request has completed") || !bytes.Contains(out.Bytes(), []byte("a request has completed")) {
+			t.Errorf("%d bytes are kept: %v, image %q", limit, err, out.Bytes())
+		}
 	}
 }
 

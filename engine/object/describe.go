@@ -14,10 +14,6 @@ type unkept struct{ what, do string }
 // anonymous are the files without a place in any file system, by what their link says behind "anon_inode:", without
 // brackets, up to a colon or blank (anon_inode_getfile in the kernel).
 var anonymous = map[string]unkept{
-	// The kernel keeps its own heads and tails of the rings, in no call's reach, beside what lies in memory: a new
-	// instance begins at 0. Registered files, buffers and workers show nowhere.
-	"io_uring": {"an io_uring instance (io_uring_setup(2)), whose rings go on in the kernel where no call can set them,",
-		"have the program do without (an option of its own, UV_USE_IO_URING=0 for node), or end its use before the dump"},
 	"userfaultfd":      {"a userfaultfd, which handles page faults,", "end its use before the dump"},
 	"perf_event":       {"a counter of events of the processor or the kernel (perf_event_open(2))", "stop the measurement before the dump"},
 	"bpf-map":          {"a BPF map, which belongs to the kernel,", bpfAdvice},

@@ -67,7 +67,7 @@ func TestDescribe(t *testing.T) {
 			}
 		})
 	}
-	for link, want := range map[string]string{"anon_inode:[io_uring]": "io_uring_setup(2)", "anon_inode:bpf-map": "a BPF map", "anon_inode:kvm-vcpu:0": "a processor of a virtual machine",
+	for link, want := range map[string]string{"anon_inode:bpf-map": "a BPF map", "anon_inode:kvm-vcpu:0": "a processor of a virtual machine",
 		"anon_inode:seccomp notify": "the listener of a seccomp filter", "anon_inode:[something new]": "a descriptor of the kind something new", "/dmabuf:x (deleted)": "a file of this kind"} {
 		if u := describe(&OpenFile{Link: link}); !strings.Contains(u.what, want) || u.do == "" {
 			t.Errorf("%s: %q, %q; want %q", link, u.what, u.do, want)

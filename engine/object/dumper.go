@@ -55,7 +55,7 @@ type Dumper struct {
 	Hold string
 	// Ports is what keeps new connections away from listening sockets between two tries of a dump; nil: nothing.
 	Ports any
-	// Steady are asked when all has been written: an error says that what was looked at has changed since, though no task ran.
+	// Steady are asked when all contents have been copied, while the tree still stands: an error says that what was looked at has changed since, though no task ran.
 	Steady []func() error
 	// Patient: a state that cannot be kept and passes by itself is better waited for than refused.
 	Patient bool
